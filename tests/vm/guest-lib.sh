@@ -35,8 +35,9 @@ vm_wait() {
 	cat "/run/vm/posts/$1"
 }
 
-# vm_wait_port PORT [SECONDS]: wait until something in the VM listens on 127.0.0.1:PORT.
-vm_wait_port() { vm_until "${2:-30}" nc -z 127.0.0.1 "$1"; }
+# vm_wait_port PORT [SECONDS]: wait until something in the VM listens on a TCP port. It looks into the
+# kernel's tables (0A is LISTEN) and does not connect: a server under test sees only its own clients.
+vm_wait_port() { vm_until "${2:-30}" grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$1") [0-9A-F:]* 0A " /proc/net/tcp /proc/net/tcp6; }
 
 vm_fail() {
 	echo "vm: FAILED: $*" >&2

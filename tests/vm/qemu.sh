@@ -35,9 +35,10 @@ qemu_probe_kvm() {
 	initramfs_skeleton "$dir/root"
 	(cd "$dir/root" && find . -print0 | cpio --quiet --null -o -H newc --owner=0:0 | gzip -1) >"$dir/initrd"
 	say "probing KVM (at most 15 s, once)"
-	if timeout -k 2 15 qemu-system-x86_64 -accel kvm -cpu max -m 512M -display none -nodefaults \
+	timeout -k 2 15 qemu-system-x86_64 -accel kvm -cpu max -m 512M -display none -nodefaults \
 		-no-user-config -no-reboot -serial stdio -kernel "$kernel" -initrd "$dir/initrd" \
-		-append 'console=ttyS0 panic=-1 vm.probe' </dev/null 2>/dev/null | grep -q 'vm-init: probe ok'; then
+		-append 'console=ttyS0 panic=-1 vm.probe' </dev/null >"$dir/console" 2>&1 || true
+	if grep -q 'vm-init: probe ok' "$dir/console"; then
 		printf 'kvm\n'
 	else
 		say "KVM does not work here; using emulation"
@@ -136,7 +137,8 @@ qemu_run() {
 	exec {console}> >(qemu_stamp "$log")
 	stamper=$!
 	on_exit 'end_driver; end_qemu'
-	"${qemu_args[@]}" </dev/null >&"$console" 2>&1 &
+	# pdeathsig: if this script is killed outright, QEMU does not stay behind.
+	setpriv --pdeathsig KILL "${qemu_args[@]}" </dev/null >&"$console" 2>&1 &
 	vm_qemu_pid=$!
 	exec {console}>&-
 	if [[ -n $driver ]]; then
