@@ -10,8 +10,7 @@
 # A busybox that needs no libraries: unpacked by scripts/setup, or installed.
 static_busybox() {
 	local busybox
-	for busybox in "$(vm_cache_dir)/tools/bin/busybox" "$(vm_cache_dir)/tools/usr/bin/busybox" \
-		"$(command -v busybox || true)"; do
+	for busybox in "$(vm_cache_dir)/bin/busybox" "$(command -v busybox || true)"; do
 		if [[ -x $busybox && $(LC_ALL=C ldd "$busybox" 2>&1) != *' => '* ]]; then
 			printf '%s\n' "$busybox"
 			return
@@ -36,6 +35,13 @@ initramfs_skeleton() {
 	install -m 644 "$VM_DIR/guest-lib.sh" "$root/vm/guest-lib.sh"
 	"${vm_cc[@]}" -static -O1 -o "$root/vm/kexec" "$VM_DIR/kexec.c" ||
 		die "cannot build tests/vm/kexec.c with ${vm_cc[*]}"
+}
+
+# initramfs_pack ROOT FILE: make the archive and remove the tree.
+initramfs_pack() {
+	(cd "$1" && find . -print0 | LC_ALL=C sort -z |
+		cpio --quiet --null -o -H newc --owner=0:0 | gzip -1) >"$2"
+	rm -rf "$1"
 }
 
 # initramfs_copy ROOT SOURCE DESTINATION: copy, and refuse to put two different files in one place.
@@ -90,7 +96,5 @@ initramfs_build() {
 	libgcc=$("${vm_cc[@]}" -print-file-name=libgcc_s.so.1 2>/dev/null || true)
 	[[ ! -f $libgcc || ! -e $root/lib/libc.so.6 ]] ||
 		initramfs_copy "$root" "$libgcc" /lib/libgcc_s.so.1
-	(cd "$root" && find . -print0 | LC_ALL=C sort -z |
-		cpio --quiet --null -o -H newc --owner=0:0 | gzip -1) >"$work/initrd"
-	rm -rf "$root"
+	initramfs_pack "$root" "$work/initrd"
 }

@@ -31,9 +31,8 @@ qemu_accel() {
 qemu_probe_kvm() {
 	local kernel=$1 dir
 	dir=$(mktemp -d)
-	mkdir -p "$dir/root"
 	initramfs_skeleton "$dir/root"
-	(cd "$dir/root" && find . -print0 | cpio --quiet --null -o -H newc --owner=0:0 | gzip -1) >"$dir/initrd"
+	initramfs_pack "$dir/root" "$dir/initrd"
 	say "probing KVM (at most 15 s, once)"
 	timeout -k 2 15 qemu-system-x86_64 -accel kvm -cpu max -m 512M -display none -nodefaults \
 		-no-user-config -no-reboot -serial stdio -kernel "$kernel" -initrd "$dir/initrd" \
