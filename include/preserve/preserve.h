@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * libpreserve: a crash-safe object store in memory that outlives the process and the kernel.
+ *
+ * A store is a set of memfds (an index and one or more segments) mapped into one window of virtual
+ * addresses. The application allocates typed objects in it and uses native pointers between them.
+ * When the process is killed, the memfds are kept by a handover backend (see enum pv_handover) and
+ * the next process maps them at the same addresses: nothing is loaded, nothing is copied. With the
+ * `luo` backend the same holds across a kexec into a new kernel.
+ *
+ * GUARANTEES
+ *  - After a process dies at an arbitrary instruction (SIGKILL, fatal signal, abrupt kexec), every
+ *    pv_publish() that returned is in effect; the one that was running is in effect as a whole or
+ *    not at all. The same holds for every other call that changes a store.
+ *  - Memory that was reserved but never published is free again after a crash, without a walk of
+ *    the heap: attaching costs O(segments + lanes), not O(objects).
+ *  - A pointer into the store stays valid for as long as the store lives at its recorded base.
+ *
+ * CAVEATS
+ *  - Power loss, a panic and a reboot that is not a prepared kexec lose memory, and so the store.
+ *  - Bytes of a *live* object that the application writes directly are changed immediately and are
+ *    not undone by a crash. Fill an object while it is reserved, then publish it; change live data
+ *    by publishing a replacement or by PV_STORE of a single word.
+ *  - One process at a time attaches a store for writing (-EBUSY, the message names the other pid).
+ *  - A child made by fork() does not have the window; it must not use the store handle.
+ *
+ * ERRORS
+ *  Functions return 0 or a negative errno; results go through out-parameters, which are unchanged
+ *  on failure; errno is not touched. pv_last_error() gives the message of the calling thread's
+ *  last failed call. Here the codes mean:
+ *
+ *    -ENOENT         there is no store, root or type of this name
+ *    -EEXIST         it exists already (PV_EXCL), or exists with another shape
+ *    -EBADMSG        the image is damaged: bad checksum, bad bounds, contradictory records
+ *    -EPROTONOSUPPORT  the image was written by an incompatible version of the format
+ *    -ENXIO          the set is incomplete: a descriptor that the index names is missing
+ *    -EMEDIUMTYPE    a type's layout differs from the one recorded in the store
+ *    -EADDRINUSE     the window's addresses are taken by something else in this process
+ *    -EBUSY          another process has the store open; or the liveupdate device is in use
+ *    -ENOSPC         the store's limit is reached, or the index or a lane is full
+ *    -ENOMEM         the kernel gave no memory
+ *    -EINVAL         an argument is wrong: null, foreign, freed or never reserved pointer, size 0
+ *    -EUSERS         all lanes are in use (pv_options.lanes threads use the store already)
+ *    -EPERM          the store was opened with PV_RDONLY; or the store is frozen
+ *    -ENODEV         no /dev/liveupdate: this kernel has no Live Update Orchestrator, or it is off
+ *    -EACCES         permission is missing; the message names what was refused
+ *
+ * THREADS
+ *  "any thread" in a function's text means: any number of threads, without a lock of the caller.
+ *  "one thread" means that no other call on the same store may run at the same time. No function
+ *  may be called from a signal handler.
+ */
+#ifndef PRESERVE_PRESERVE_H
+#define PRESERVE_PRESERVE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct pv_store;
+
+/* ---- store --------------------------------------------------------------------------------- */
+
+/** Who keeps the descriptors while no process has the store open. */
+enum pv_handover {
+	/** `luo` if this process may use /dev/liveupdate, otherwise `holder`. */
+	PV_HANDOVER_AUTO = 0,
+	/** A small process forked on first use, one per store; survives kill -9 and upgrades of the
+	 *  application. Needs no privilege and nothing installed. */
+	PV_HANDOVER_HOLDER = 1,
+	/** The holder, and a Live Update Orchestrator session that carries the store across a kexec
+	 *  once it is prepared. Needs root (the device is mode 0600). */
+	PV_HANDOVER_LUO = 2,
+	/** Nobody: the store dies with the process, unless the caller keeps the descriptors itself
+	 *  (pv_options.fds and pv_options.keep). */
+	PV_HANDOVER_NONE = 3,
+};
+
+/** pv_options.flags */
+#define PV_CREATE 1u /* create the store if there is none */
+#define PV_EXCL   2u /* with PV_CREATE: fail with -EEXIST if there is one */
+#define PV_RDONLY 4u /* map read-only, take no lock, recover nothing: for tools that look */
+#define PV_RESET  8u /* with PV_CREATE: drop what is kept under this name, damaged or not, first */
+
+/** What pv_options.keep is called for. */
+enum pv_keep {
+	PV_KEEP_ADD = 1,  /* from now on `fd` belongs to the store; dup() it, the library owns it */
+	PV_KEEP_DROP = 2, /* the descriptor of this token is no longer part of the store; fd is -1 */
+};
+
+/**
+ * Options of pv_open(). Zero means default for every field; set `size` to sizeof(struct
+ * pv_options). A larger struct with an unknown non-zero tail is refused with -EINVAL.
+ */
+struct pv_options {
+	size_t size;
+	uint32_t flags;    /* PV_CREATE ... */
+	uint32_t handover; /* enum pv_handover */
+	/* The next four are recorded at creation and ignored when the store exists. */
+	uint64_t window_bytes;  /* addresses to set aside, a power of two; default 1 TiB (2^40) */
+	uint64_t segment_bytes; /* size of the first segment, a power of two of at least 32 KiB; later
+				   ones double up to 1 GiB; default 64 MiB */
+	uint32_t lanes;         /* threads that can use the store at the same time; default 256 */
+	uint32_t page_bytes;    /* unit of space: 4096 or 16384; default by segment_bytes */
+	/* Sum of all memfds' sizes that may not be exceeded (-ENOSPC); default none. Not recorded. */
+	uint64_t limit_bytes;
+	/* Directory of the holder's socket; default $XDG_RUNTIME_DIR/libpreserve, else
+	   /run/libpreserve (root) or /tmp/libpreserve-UID. Made with mode 0700. */
+	const char *runtime_dir;
+	/* PV_HANDOVER_NONE only: descriptors of an existing store, in any order. The library
+	   duplicates them. nfds 0: nothing is kept, PV_CREATE makes a new store. */
+	const int *fds;
+	uint32_t nfds;
+	uint32_t reserved; /* 0 */
+	/* PV_HANDOVER_NONE only: told of every descriptor that joins or leaves the store, before the
+	   index says so (join) and after (leave). A negative return fails the growth. May be NULL. */
+	int (*keep)(void *ctx, enum pv_keep what, uint64_t token, int fd);
+	void *keep_ctx;
+};
+
+/**
+ * Open the store `name` (1..48 bytes of [A-Za-z0-9._-]), or create it with PV_CREATE.
+ *
+ * Fetches the descriptors from the handover backend, checks them, maps the window at its recorded
+ * base, redoes or drops what a crash interrupted, and starts a new epoch. O(segments + lanes).
+ * After a kexec (`luo`) it also retrieves and finishes the session.
+ *
+ * `opts` may be NULL (all defaults, no PV_CREATE). *out is owned by the caller: pv_close().
+ *
+ * Errors: -EINVAL name or options; -ENOENT no store and no PV_CREATE; -EEXIST; -EBUSY another
+ * writer (named by pid); -EBADMSG, -EPROTONOSUPPORT, -ENXIO image refused and left untouched;
+ * -EADDRINUSE; -ENOMEM (address space: see window_bytes and RLIMIT_AS); -ENODEV, -EACCES backend.
+ * A crash in here leaves a store that can be opened, or, while creating, none.
+ * Any thread.
+ */
+int pv_open(const char *name, const struct pv_options *opts, struct pv_store **out);
+
+/**
+ * Close the handle: returns this process's reservations, unmaps the window, releases the lock. The
+ * data stay with the handover backend. No other thread may use `store` any more; threads that did
+ * need not have ended. Returns 0. NULL is allowed.
+ */
+int pv_close(struct pv_store *store);
+
+/** Close the handle and drop the data for good: the backend forgets the descriptors. One thread. */
+int pv_destroy(struct pv_store *store);
+
+/** How pv_open() came by the store. */
+enum pv_origin {
+	PV_ORIGIN_CREATED = 0,
+	PV_ORIGIN_REATTACHED = 1, /* found, mapped at its recorded base */
+	PV_ORIGIN_RELOCATED = 2,  /* found, moved to another base */
+};
+
+/** What the handover backend could do now. */
+enum pv_handover_state {
+	PV_STATE_SERVING = 0,  /* not prepared: a kexec would lose the store */
+	PV_STATE_PREPARED = 1, /* preserved: a kexec keeps the store */
+};
+
+struct pv_info {
+	enum pv_origin origin;
+	enum pv_handover handover; /* the backend in use, never AUTO */
+	enum pv_handover_state state;
+	bool from_kexec;          /* the descriptors were retrieved from a LUO session */
+	uint32_t segments;
+	uint32_t lanes;
+	uint64_t base;            /* address of the window */
+	uint64_t window_bytes;
+	uint64_t bytes;           /* sum of the memfds' sizes */
+	uint64_t page_bytes;
+	uint64_t used_bytes;      /* pages taken by slabs and extents (segments looked at so far) */
+	uint64_t epoch;           /* how often the store has been opened for writing */
+	uint64_t generation;      /* how often the index has been written */
+	uint64_t attach_ns;       /* what pv_open() took */
+	uint64_t recovered;       /* intents that were redone by pv_open() */
+	uint8_t uuid[16];
+};
+
+/** Fill *out. Any thread. Returns 0. */
+int pv_info_get(struct pv_store *store, struct pv_info *out);
+
+/**
+ * Message of the calling thread's last failed call: names and numbers, one line, no newline. Never
+ * NULL. Owned by the library, valid until the thread's next call.
+ */
+const char *pv_last_error(void);
+
+/** The library's version, "major.minor.patch". */
+const char *pv_version(void);
+
+/* ---- types and roots ------------------------------------------------------------------------ */
+
+/** Handle of a registered type, valid for this store handle only. 0 is no type. */
+typedef uint32_t pv_type_t;
+
+/**
+ * Description of a type. `pointers` are the offsets of the fields that hold addresses within the
+ * store; objects of a type without any are skipped by whatever follows pointers.
+ */
+struct pv_typedef {
+	const char *name;         /* 1..48 bytes of [A-Za-z0-9._-] */
+	uint32_t version;         /* of the layout */
+	uint32_t bytes;           /* sizeof the struct; 0: opaque bytes of any length */
+	const uint32_t *pointers; /* ascending, each a multiple of 8 and below `bytes` */
+	uint32_t npointers;
+};
+
+/** One line per struct:
+ *  static const struct pv_typedef node_type = PV_TYPE(struct node, "node", 1,
+ *						       offsetof(struct node, next)); */
+#define PV_TYPE(type, type_name, type_version, ...)                                                \
+	{                                                                                          \
+		.name = (type_name), .version = (type_version), .bytes = sizeof(type),             \
+		.pointers = (const uint32_t[]){__VA_ARGS__},                                       \
+		.npointers = sizeof((const uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t),           \
+	}
+/** The same for a struct without pointers. */
+#define PV_TYPE_PLAIN(type, type_name, type_version)                                               \
+	{.name = (type_name), .version = (type_version), .bytes = sizeof(type)}
+/** The same for opaque bytes of any length. */
+#define PV_TYPE_BYTES(type_name, type_version) {.name = (type_name), .version = (type_version)}
+
+/**
+ * Register a type, once per open. A type that the store does not know is recorded in the index; one
+ * that it knows must have the same layout (-EMEDIUMTYPE, the message shows both).
+ * Errors also: -EINVAL, -ENOSPC (at most 4095 types, or index full). Crash: recorded or not.
+ * Any thread.
+ */
+int pv_type_register(struct pv_store *store, const struct pv_typedef *def, pv_type_t *out);
+
+/**
+ * Find the root object `name`, or create it: `bytes` zero bytes of `type`. A root object is where
+ * the application starts from after an attach; it is never freed. *created (may be NULL) says which.
+ * Errors: -EEXIST the root exists with another type or is smaller; -EINVAL; -ENOSPC.
+ * Crash: the root exists, zeroed, or does not exist. Any thread.
+ */
+int pv_root(struct pv_store *store, const char *name, pv_type_t type, size_t bytes, void **out,
+	    bool *created);
+
+/* ---- objects -------------------------------------------------------------------------------- */
+
+/**
+ * Reserve an object of `bytes` bytes (its contents are undefined) to be filled in and published.
+ * Aligned to 16 bytes; to the size rounded down to a power of two, up to 4096, if that is larger.
+ * Errors: -EINVAL size 0 or unknown type; -ENOSPC limit or window; -ENOMEM; -EUSERS; -EPERM.
+ * Crash: the object is free again. Any thread; the object belongs to the caller until published.
+ */
+int pv_reserve(struct pv_store *store, pv_type_t type, size_t bytes, void **out);
+
+/** Give a reserved object back. -EINVAL: not a reserved object. Any thread. */
+int pv_cancel(struct pv_store *store, void *object);
+
+enum pv_action_op {
+	PV_ACTION_LIVE = 1,
+	PV_ACTION_STORE = 2,
+	PV_ACTION_FREE = 3,
+};
+
+/** One step of an intent. Use the PV_LIVE, PV_STORE and PV_FREE macros. */
+struct pv_action {
+	uint32_t op;
+	uint32_t reserved;
+	void *target;
+	uint64_t value;
+};
+
+/** Make a reserved object live. */
+#define PV_LIVE(object) ((struct pv_action){PV_ACTION_LIVE, 0, (object), 0})
+/** Store an 8-byte value (often a pointer) to an aligned word inside a live or reserved object. */
+#define PV_STORE(word, val) ((struct pv_action){PV_ACTION_STORE, 0, (word), (uint64_t)(val)})
+/** Free a live object. No other thread may be reading it. */
+#define PV_FREE(object) ((struct pv_action){PV_ACTION_FREE, 0, (object), 0})
+
+/** The most actions in one intent. */
+#define PV_ACTIONS_MAX 30u
+
+/**
+ * Do all actions, atomically with respect to a crash: afterwards all are in effect or none. The
+ * order in which they become visible to other threads is the order given, so make an object live
+ * before you store the pointer to it.
+ * Words that two threads might store to are protected by the caller's own lock, held for the call.
+ * Errors, with nothing changed: -EINVAL an object is not reserved (LIVE) or not live (FREE), a
+ * target is outside of the store or not aligned, an object stands twice; -ENOSPC more than
+ * PV_ACTIONS_MAX; -EUSERS; -EPERM.
+ * Any thread.
+ */
+int pv_publish(struct pv_store *store, const struct pv_action *actions, unsigned int n);
+
+/**
+ * Allocate `bytes` zero bytes into the persistent pointer *dest, which lies in a live or reserved
+ * object of this store: reserve, zero, publish. What *dest held before is overwritten, not freed.
+ * Errors as pv_reserve() and pv_publish(). Crash: *dest is unchanged, or is the new live object.
+ */
+int pv_alloc(struct pv_store *store, pv_type_t type, size_t bytes, void **dest);
+
+/** Free the object that the persistent pointer *dest names and set *dest to NULL, as one. */
+int pv_free(struct pv_store *store, void **dest);
+
+/**
+ * Bytes that may be used in a reserved or live object: at least what was asked for.
+ * 0 if `object` is not the start of one. Any thread.
+ */
+size_t pv_usable_bytes(struct pv_store *store, const void *object);
+
+/* ---- handover ------------------------------------------------------------------------------- */
+
+/**
+ * Make the store survive a kexec from now on: a LUO session is created and every memfd preserved
+ * into it. The application goes on meanwhile and afterwards; segments that are added join at birth.
+ * All memory of the segments is committed. Prepared already: returns 0.
+ * Errors: -EOPNOTSUPP the backend has no LUO; -EBUSY device in use or a descriptor preserved
+ * elsewhere; -EEXIST the session's name is taken; -ENOMEM, -ENOSPC. On failure nothing is preserved.
+ * Crash: the holder keeps the session, the store stays prepared. Any thread, one at a time.
+ */
+int pv_handover_prepare(struct pv_store *store);
+
+/** Undo pv_handover_prepare(): a kexec would lose the store again. Not prepared: returns 0. */
+int pv_handover_cancel(struct pv_store *store);
+
+/* ---- checking ------------------------------------------------------------------------------- */
+
+struct pv_check_report {
+	uint64_t problems; /* number of problems found; 0: the store is sound */
+	uint64_t live_objects;
+	uint64_t live_bytes;     /* in slots and extents of live objects */
+	uint64_t reserved_objects;
+	uint64_t free_slots;
+	uint64_t slabs;
+	uint64_t extents;
+	uint64_t free_pages;
+};
+
+/**
+ * Walk the whole store and say what is wrong: index against segments, page maps, slab headers, slot
+ * bytes, extents, lanes, roots. `tell` (may be NULL) gets a line for each problem. Writes nothing.
+ * Returns 0 if the walk was done (look at report->problems), -ENOMEM. One thread.
+ */
+int pv_check(struct pv_store *store, void (*tell)(void *ctx, const char *line), void *ctx,
+	     struct pv_check_report *report);
+
+/**
+ * Call `visit` for every live object, of `type` or, if `type` is 0, of any. A non-zero return of
+ * `visit` ends the walk and is returned. One thread; `visit` must not change the store.
+ */
+int pv_iterate(struct pv_store *store, pv_type_t type,
+	       int (*visit)(void *ctx, void *object, size_t bytes, pv_type_t type), void *ctx);
+
+/**
+ * Copy the store's index, a flattened device tree, to *buf (malloc'ed, owned by the caller) and its
+ * size to *bytes: `dtc -I dtb -O dts` and `fdtdump` read it. Any thread.
+ */
+int pv_index_dump(struct pv_store *store, void **buf, size_t *bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

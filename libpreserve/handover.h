@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The contract between a store and whoever keeps its descriptors.
+ *
+ * A descriptor is known by its token: 0 is the index, n + 1 is segment n. Which descriptors make up
+ * a store is said by the index alone; a backend may keep some that the index does not name (a crash
+ * came between keeping a new segment and naming it) and the store drops those when it attaches.
+ *
+ * Calls on one handle are serialised by the caller (pv_store.handover_lock). All return 0 or a
+ * negative errno with a message set by pvi_fail().
+ */
+#ifndef PVI_HANDOVER_H
+#define PVI_HANDOVER_H
+
+#include <preserve/preserve.h>
+
+struct pvi_handover;
+
+struct pvi_fd {
+	uint64_t token;
+	int fd; /* owned by the holder of the struct */
+};
+
+struct pvi_handover_ops {
+	const char *name;
+	enum pv_handover kind;
+	/**
+	 * Hand out duplicates of all descriptors kept for the store: *fds is malloc'ed, sorted by
+	 * token, owned by the caller together with the descriptors. Nothing kept: -ENOENT.
+	 * *from_kexec: they came out of a LUO session that no one had finished.
+	 */
+	int (*fetch)(struct pvi_handover *h, struct pvi_fd **fds, unsigned int *n,
+		     bool *from_kexec);
+	/** Keep a duplicate of fd under the token (an existing one of that token is replaced); if
+	 *  prepared, preserve it too. When this returns 0, the death of this process does not lose
+	 *  it any more. */
+	int (*keep)(struct pvi_handover *h, uint64_t token, int fd);
+	/** Forget the descriptor of this token; -ENOENT is not an error. */
+	int (*drop)(struct pvi_handover *h, uint64_t token);
+	/** Every descriptor is attached: let the kernel forget the session they came from. */
+	int (*finish)(struct pvi_handover *h);
+	/** See pv_handover_prepare(), pv_handover_cancel(). NULL: not supported. `fds` are all
+	 *  descriptors of the store in ascending order of tokens. */
+	int (*prepare)(struct pvi_handover *h, const struct pvi_fd *fds, unsigned int n);
+	int (*cancel)(struct pvi_handover *h);
+	/** Drop all descriptors; the holder ends. */
+	int (*forget)(struct pvi_handover *h);
+	/** Release the handle; what is kept stays kept. */
+	void (*close)(struct pvi_handover *h);
+};
+
+/** Backends embed this as their first member. */
+struct pvi_handover {
+	const struct pvi_handover_ops *ops;
+	enum pv_handover_state state;
+};
+
+/**
+ * Open the backend that opts->handover asks for. A backend whose keeper is absent starts it here or
+ * at the first keep(). `opts` outlives the handle.
+ */
+int pvi_handover_open(const char *store_name, const struct pv_options *opts,
+		      struct pvi_handover **out);
+
+/* One a backend; pvi_handover_open() chooses. */
+int pvi_caller_open(const struct pv_options *opts, struct pvi_handover **out);
+int pvi_holder_open(const char *store_name, const struct pv_options *opts,
+		    struct pvi_handover **out);
+int pvi_luo_open(const char *store_name, const struct pv_options *opts, struct pvi_handover **out);
+/** 0 if this process may use the Live Update Orchestrator, else why not (-ENODEV, -EACCES). */
+int pvi_luo_available(void);
+
+#endif

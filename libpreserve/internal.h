@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Prototypes of the library's own functions, grouped by file, and the few inline ones that the hot
+ * paths share. Unless said otherwise they return 0 or a negative errno with a message set. */
+#ifndef PVI_INTERNAL_H
+#define PVI_INTERNAL_H
+
+#include "error.h"
+#include "types.h"
+
+/* ---- arena.c: addresses and memfds ---- */
+
+/** A sealed memfd of this size; returns the descriptor or a negative errno. */
+int pvi_arena_memfd(const char *name, uint64_t bytes);
+/** Is fd a memfd of at least min_bytes that can neither grow nor shrink? Its size to *bytes. */
+int pvi_arena_verify(int fd, const char *what, uint64_t min_bytes, uint64_t *bytes);
+/** The attempt-th address at which a new store's window may be tried. */
+uint64_t pvi_arena_base(const uint8_t uuid[16], uint64_t window_bytes, unsigned int attempt);
+/** Could a window of this size begin here, in this build? */
+bool pvi_arena_base_valid(uint64_t base, uint64_t window_bytes);
+/** Set the window aside; -EADDRINUSE if something is there. */
+int pvi_arena_reserve(uint64_t base, uint64_t window_bytes);
+void pvi_arena_release(uint64_t base, uint64_t window_bytes);
+/** Map a memfd into the window. */
+int pvi_arena_map(void *addr, uint64_t bytes, int fd, bool readonly);
+/** Undo pvi_arena_map(): the range is set aside again. */
+void pvi_arena_unmap(void *addr, uint64_t bytes);
+/** Obtain the memory of a range now, so that no later store to it can fail. */
+int pvi_arena_commit(int fd, uint8_t *segment, uint64_t off, uint64_t bytes);
+
+/* ---- index.c: what is where ---- */
+
+/** Bytes of an index memfd for a store with segments of this first size. */
+uint64_t pvi_index_memfd_bytes(uint64_t granule_bytes);
+/** Format a fresh, mapped index memfd. */
+void pvi_index_format(struct index_rec *rec, const uint8_t uuid[16], uint64_t bytes);
+/** Check the fixed part of the header that was read from a descriptor. */
+int pvi_index_check_header(const struct index_rec *rec, uint64_t bytes);
+/** Read and check the index in force from a descriptor into idx (arrays are allocated). */
+int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec);
+/** The same from idx->fd, over what idx holds; descriptors and mapping stay. */
+int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec);
+/** Free what pvi_index_read() or pvi_index_init() allocated. */
+void pvi_index_free(struct pvi_index *idx);
+int pvi_index_init(struct pvi_index *idx);
+/**
+ * Write idx to the slot that is not in force, for *generation. Nothing has changed for a reader
+ * until the word index_rec.generation is set to it. Under index_lock.
+ */
+int pvi_index_stage(struct pvi_index *idx, uint64_t *generation);
+/** Put the staged index in force: a single store. */
+void pvi_index_commit(struct pvi_index *idx, uint64_t generation);
+/** Does the mapped slot for this generation hold a sound FDT? */
+bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation);
+
+/* ---- lane.c: intents ---- */
+
+static inline uint64_t pvi_lane_where(uint64_t op, uint64_t off)
+{
+	return op << PV_DO_OP_SHIFT | off;
+}
+/** Do the lane's first n actions as one, and leave the lane idle. Slots freed become RESERVED. */
+void pvi_lane_run(struct pv_store *s, struct lane_rec *lane, unsigned int n);
+/** After a crash: check every lane, then redo what is valid. *redone counts. Attach only. */
+int pvi_lane_recover(struct pv_store *s, uint64_t *redone);
+/** Write page map entries [page, page + pages of rec) of a segment for `rec`. */
+void pvi_lane_apply_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
+
+/* ---- sizeclass.c ---- */
+
+/** Fill s->classes for its page size. */
+void pvi_class_init(struct pv_store *s);
+
+static inline uint32_t pvi_class_of(size_t bytes)
+{
+	size_t b = bytes - 1;
+	unsigned int k;
+
+	if (b < 128)
+		return (uint32_t) (b >> 4);
+	k = 63u - (unsigned int) __builtin_clzll(b);
+	return (k - 7) * 8 + (uint32_t) (b >> (k - 3));
+}
+
+/* ---- page.c: page maps (heap_lock) ---- */
+
+static inline unsigned int pvi_page_kind(uint64_t rec)
+{
+	return (unsigned int) (rec & 3);
+}
+static inline uint32_t pvi_page_field(uint64_t rec, unsigned int shift, unsigned int bits)
+{
+	return (uint32_t) (rec >> shift) & ((1u << bits) - 1);
+}
+#define pvi_rec_class(rec) pvi_page_field(rec, PV_PAGE_CLASS_SHIFT, PV_PAGE_CLASS_BITS)
+#define pvi_rec_back(rec)  pvi_page_field(rec, PV_PAGE_BACK_SHIFT, PV_PAGE_BACK_BITS)
+#define pvi_rec_meta(rec)  (pvi_page_field(rec, PV_PAGE_META_SHIFT, PV_PAGE_META_BITS) * PV_SLAB_ALIGN)
+#define pvi_rec_type(rec)  pvi_page_field(rec, PV_PAGE_TYPE_SHIFT, PV_PAGE_TYPE_BITS)
+#define pvi_rec_extent_type(rec)  pvi_page_field(rec, PV_EXTENT_TYPE_SHIFT, PV_PAGE_TYPE_BITS)
+#define pvi_rec_extent_pages(rec) ((uint32_t) ((rec) >> PV_EXTENT_PAGES_SHIFT))
+#define pvi_rec_other_sub(rec)	  pvi_page_field(rec, PV_OTHER_SUB_SHIFT, 2)
+#define pvi_rec_other_back(rec)	  ((uint32_t) ((rec) >> PV_OTHER_BACK_SHIFT))
+#define PVI_EPOCH_MASK (((1ull << PV_PAGE_EPOCH_BITS) - 1) << PV_PAGE_EPOCH_SHIFT)
+
+static inline uint64_t pvi_rec_extent(uint32_t type, uint32_t npages)
+{
+	return PV_PAGE_EXTENT | (uint64_t) type << PV_EXTENT_TYPE_SHIFT |
+	       (uint64_t) npages << PV_EXTENT_PAGES_SHIFT;
+}
+static inline uint64_t pvi_rec_free(uint32_t npages)
+{
+	return PV_PAGE_FREE | (uint64_t) npages << PV_EXTENT_PAGES_SHIFT;
+}
+static inline uint64_t pvi_rec_load(const uint64_t *map, uint32_t page)
+{
+	return __atomic_load_n(&map[page], __ATOMIC_RELAXED);
+}
+/** Pages that an entry of a head page (or a freeing action) speaks of; 0: no head. */
+uint32_t pvi_page_span(const struct pv_store *s, uint64_t rec);
+/** Is `rec` at `page` a head that fits into the segment and the store's classes? */
+bool pvi_page_head_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
+			 uint64_t rec);
+/** Build a segment's bitmap and descriptors from its page map. */
+int pvi_page_load(struct pv_store *s, struct pvi_segment *seg);
+/** Find, mark taken and commit n contiguous pages, growing the store if need be. */
+int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **seg, uint32_t *page);
+/** Mark pages free again (volatile; the page map is the caller's). */
+void pvi_page_free(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
+/** Write the page map of a fresh segment: header pages META, the others FREE. */
+void pvi_page_format(struct pvi_segment *seg);
+
+/* ---- slab.c (heap_lock unless said otherwise) ---- */
+
+/** The bin of a type and class, made on first use. NULL: no memory. */
+struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class);
+/** Take up to `want` slots for a magazine; 0 slots is an error. */
+int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class,
+		    struct pvi_magazine *m, uint32_t want);
+/** Give the oldest `count` slots of a magazine back to their slabs. */
+void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m,
+		    uint32_t count);
+/** Validate and tidy the slab whose head is at `page`, if it is of an older epoch. */
+int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
+/** Put a head page that pvi_page_load() found on its bin's cold list. */
+void pvi_slab_found(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
+/** Is the slab_rec of this head page what the page map says? Any lock. */
+bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
+		    uint64_t rec);
+static inline uint8_t *pvi_slab_bytes(const struct pv_store *s, const struct pvi_segment *seg,
+				      uint32_t page, uint64_t rec)
+{
+	return seg->addr + ((uint64_t) page << s->page_shift) + pvi_rec_meta(rec) +
+	       sizeof(struct slab_rec);
+}
+
+/* ---- heap.c ---- */
+
+/** The action that makes a reserved object live, for an intent of the caller's own... */
+int pvi_heap_live_begin(struct pv_store *s, void *object, struct action_rec *live);
+/** ... and what is to be done when that intent is. */
+void pvi_heap_live_end(struct pv_store *s, void *object);
+
+/* ---- thread.c ---- */
+
+struct pvi_tls_entry {
+	uint64_t serial;
+	struct pvi_thread *thread;
+};
+extern _Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
+
+/** Enter the store into the process's table: sets slot and serial. */
+int pvi_thread_store_open(struct pv_store *s);
+/** Take it out again and free all threads' state. */
+void pvi_thread_store_close(struct pv_store *s);
+/** Make the calling thread's state: a lane and empty magazines. */
+int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out);
+/** The magazine for a type and class, made on first use; NULL: no memory or no such type. */
+struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,
+					 uint32_t class);
+
+static inline int pvi_thread_get(struct pv_store *s, struct pvi_thread **out)
+{
+	struct pvi_tls_entry *e = &pvi_tls[s->slot];
+
+	if (pvi_likely(e->serial == s->serial)) {
+		*out = e->thread;
+		return 0;
+	}
+	return pvi_thread_enter(s, out);
+}
+
+/* ---- segment.c ---- */
+
+/** Make and map a segment; nobody knows it yet. */
+int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64_t bytes);
+/** Undo pvi_segment_create(). */
+void pvi_segment_abandon(struct pv_store *s, uint32_t number);
+/** Let lookups find it. */
+void pvi_segment_publish(struct pv_store *s, uint32_t number);
+/** Check a descriptor against the index and map it. The descriptor is the segment's on success. */
+int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd);
+/** Add a segment that has room for at least this many contiguous pages. heap_lock. */
+int pvi_segment_grow(struct pv_store *s, uint32_t npages);
+
+/* ---- store.c ---- */
+
+/** The segment that an offset lies in, or NULL. Its last granule may be longer than the segment. */
+static inline struct pvi_segment *pvi_store_segment(const struct pv_store *s, uint64_t off)
+{
+	if (off >= s->window_bytes)
+		return NULL;
+	return atomic_load_explicit(&s->segment_of[off >> s->granule_shift], memory_order_acquire);
+}
+
+/** In a single thread the compiler must keep the order of arena stores; the CPU does not matter,
+ *  see docs/CRASH.md. */
+static inline void pvi_barrier(void)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+}
+
+/** Is it a name that may stand in an index, a socket's path and a session's name? */
+bool pvi_name_valid(const char *name);
+
+#endif

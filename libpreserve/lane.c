@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Intents: a list of absolute stores that happen as a whole or not at all.
+ *
+ *	write the actions to the lane		crash: count is 0, the lane is ignored
+ *	count := n				crash from here on: recovery does all n actions
+ *	do the actions				again, which changes nothing that was done
+ *	count := 0				crash from here on: done, the lane is ignored
+ *
+ * A lane belongs to one thread. Stores of one thread are left behind by a crash in program order
+ * (see docs/CRASH.md), so that the compiler is all that has to be held back: pvi_barrier().
+ *
+ * Whoever stores to a word through an intent holds, until the intent is done, whatever lock protects
+ * that word from other threads. So no two valid lanes speak of the same word, and recovery may take
+ * the lanes in any order.
+ */
+#include <errno.h>
+#include <inttypes.h>
+
+#include "internal.h"
+
+static uint64_t op_of(const struct action_rec *a)
+{
+	return a->where >> PV_DO_OP_SHIFT;
+}
+
+static uint64_t off_of(const struct action_rec *a)
+{
+	return a->where & PV_DO_OFF_MASK;
+}
+
+void pvi_lane_apply_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec)
+{
+	uint32_t n = pvi_page_span(s, rec);
+
+	/* The head last: another thread that reads the map sees a whole run or none. */
+	for (uint32_t i = n; i-- > 0;) {
+		uint64_t entry = 0;
+
+		switch (pvi_page_kind(rec)) {
+		case PV_PAGE_SLAB:
+			entry = rec | (uint64_t) i << PV_PAGE_BACK_SHIFT;
+			break;
+		case PV_PAGE_EXTENT:
+			entry = i == 0 ? rec
+				       : PV_PAGE_OTHER | PV_OTHER_CONT << PV_OTHER_SUB_SHIFT |
+						 (uint64_t) i << PV_OTHER_BACK_SHIFT;
+			break;
+		}
+		__atomic_store_n(&seg->map[page + i], entry, __ATOMIC_RELEASE);
+	}
+}
+
+/* `freed` is what a slot that is freed becomes: RESERVED for the thread that frees it, which puts it
+ * into its magazine; FREE in recovery. */
+static inline void apply(struct pv_store *s, const struct action_rec *a, uint8_t freed)
+{
+	uint8_t *p = (uint8_t *) s->base + off_of(a);
+
+	switch (op_of(a)) {
+	case PV_DO_SLOT:
+		__atomic_store_n(p, a->value == PV_SLOT_LIVE ? (uint8_t) PV_SLOT_LIVE : freed,
+				 __ATOMIC_RELEASE);
+		break;
+	case PV_DO_WORD:
+		__atomic_store_n((uint64_t *) (void *) p, a->value, __ATOMIC_RELEASE);
+		break;
+	case PV_DO_PAGES: {
+		struct pvi_segment *seg = pvi_store_segment(s, off_of(a));
+
+		pvi_lane_apply_pages(s, seg,
+				     (uint32_t) ((off_of(a) - seg->off) >> s->page_shift), a->value);
+		break;
+	}
+	case PV_DO_FLIP:
+		pvi_index_commit(&s->index, a->value);
+		break;
+	}
+}
+
+void pvi_lane_run(struct pv_store *s, struct lane_rec *lane, unsigned int n)
+{
+	pvi_barrier();
+	__atomic_store_n(&lane->count, n, __ATOMIC_RELAXED);
+	pvi_barrier();
+	for (unsigned int i = 0; i < n; i++)
+		apply(s, &lane->actions[i], PV_SLOT_RESERVED);
+	pvi_barrier();
+	__atomic_store_n(&lane->count, 0, __ATOMIC_RELAXED);
+	pvi_barrier();
+}
+
+/* ---- recovery ---- */
+
+static bool slot_action_sound(const struct pv_store *s, const struct pvi_segment *seg,
+			      uint64_t seg_off, uint64_t value)
+{
+	uint32_t page = (uint32_t) (seg_off >> s->page_shift);
+	uint64_t rec = pvi_rec_load(seg->map, page), head_rec, bytes_off;
+	uint32_t head;
+
+	if (value != PV_SLOT_LIVE && value != PV_SLOT_FREE)
+		return false;
+	if (pvi_page_kind(rec) != PV_PAGE_SLAB || pvi_rec_back(rec) > page)
+		return false;
+	head = page - pvi_rec_back(rec);
+	head_rec = pvi_rec_load(seg->map, head);
+	if (!pvi_page_head_sound(s, seg, head, head_rec) ||
+	    pvi_page_kind(head_rec) != PV_PAGE_SLAB || !pvi_slab_sound(s, seg, head, head_rec))
+		return false;
+	bytes_off = ((uint64_t) head << s->page_shift) + pvi_rec_meta(head_rec) +
+		    sizeof(struct slab_rec);
+	return seg_off >= bytes_off &&
+	       seg_off - bytes_off < s->classes[pvi_rec_class(head_rec)].nslots &&
+	       seg->addr[seg_off] != PV_SLOT_META;
+}
+
+static bool pages_action_sound(const struct pv_store *s, const struct pvi_segment *seg,
+			       uint64_t seg_off, uint64_t rec)
+{
+	uint32_t page = (uint32_t) (seg_off >> s->page_shift), n;
+
+	if (seg_off & ((1u << s->page_shift) - 1))
+		return false;
+	if (pvi_page_kind(rec) != PV_PAGE_FREE)
+		return pvi_page_head_sound(s, seg, page, rec);
+	n = pvi_page_span(s, rec);
+	return n && n <= seg->npages - page && (rec & 0xffff) == 0 && rec >> 48 == 0;
+}
+
+/* Would doing this action stay within what an intent of ours can contain? */
+static bool action_sound(const struct pv_store *s, const struct action_rec *a)
+{
+	const struct pvi_segment *seg;
+	uint64_t off = off_of(a), gen = s->index.rec->generation;
+
+	if (op_of(a) == PV_DO_FLIP)
+		return off == 0 &&
+		       (a->value == gen ||
+			(a->value == gen + 1 && pvi_index_slot_sound(s->index.rec, gen + 1)));
+	seg = pvi_store_segment(s, off);
+	if (!seg || off - seg->off < (uint64_t) seg->first_page << s->page_shift)
+		return false;
+	off -= seg->off;
+	switch (op_of(a)) {
+	case PV_DO_SLOT:
+		return slot_action_sound(s, seg, off, a->value);
+	case PV_DO_WORD:
+		return off % 8 == 0;
+	case PV_DO_PAGES:
+		return pages_action_sound(s, seg, off, a->value);
+	}
+	return false;
+}
+
+int pvi_lane_recover(struct pv_store *s, uint64_t *redone)
+{
+	/* All lanes are checked before the first is touched: a damaged image is left as it is. */
+	for (uint32_t i = 0; i < s->nlanes; i++) {
+		const struct lane_rec *lane = &s->lanes[i];
+
+		if (lane->count > PV_LANE_ACTIONS)
+			return pvi_fail(-EBADMSG, "segment 0: lane %u: %" PRIu64 " actions in an intent",
+					i, lane->count);
+		for (uint64_t k = 0; k < lane->count; k++)
+			if (!action_sound(s, &lane->actions[k]))
+				return pvi_fail(-EBADMSG,
+						"segment 0: lane %u: action %" PRIu64
+						" (operation %" PRIu64 " at offset 0x%" PRIx64
+						") is not one that an intent can contain",
+						i, k, op_of(&lane->actions[k]),
+						off_of(&lane->actions[k]));
+	}
+	*redone = 0;
+	for (uint32_t i = 0; i < s->nlanes; i++) {
+		struct lane_rec *lane = &s->lanes[i];
+
+		if (!lane->count)
+			continue;
+		pvi_barrier();
+		for (uint64_t k = 0; k < lane->count; k++)
+			apply(s, &lane->actions[k], PV_SLOT_FREE);
+		pvi_barrier();
+		__atomic_store_n(&lane->count, 0, __ATOMIC_RELAXED);
+		pvi_barrier();
+		(*redone)++;
+	}
+	return 0;
+}

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The persistent bytes of a store, and nothing else. docs/FORMAT.md describes them in prose.
+ *
+ * All integers are in the byte order of the machine (little-endian on x86-64 and arm64); the FDT in
+ * the index is big-endian, as everywhere. An "offset" is relative to the start of the window unless
+ * its comment says otherwise. Reserved bytes are zero.
+ *
+ *	window:   | index memfd ... | segment 0 | segment 1 | ...      each begins on a granule
+ *	index:    | index_rec (4096) | slot 0 | slot 1 |               a slot: index_slot_rec, FDT
+ *	segment:  | segment_rec | page map | lanes (segment 0 only) | pages ... |
+ *	slab:     slots of one type and size class, and somewhere among or behind them a slab_rec
+ *	          with one byte of state for each slot
+ */
+#ifndef PVI_LAYOUT_H
+#define PVI_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PV_FORMAT_VERSION 1u
+#define PV_COMPATIBLE	  "libpreserve,store-v1"
+
+#define PV_INDEX_MAGIC	 0x5845444e4956504cull /* "LPVINDEX" */
+#define PV_SEGMENT_MAGIC 0x544d47455356504cull /* "LPVSEGMT" */
+#define PV_SLAB_MAGIC	 0x42414c53u	       /* "SLAB" */
+
+#define PV_TYPES_MAX 4095u
+
+/* ---- index memfd ------------------------------------------------------------------------------ */
+
+/** First page of the index memfd. Fixed at birth up to `checksum`. */
+struct index_rec {
+	uint64_t magic;
+	uint32_t format_version;
+	uint32_t slot_bytes; /* of each of the two slots; the first begins at PV_INDEX_HEADER_BYTES */
+	uint8_t uuid[16];
+	uint64_t bytes; /* of the memfd */
+	uint64_t reserved[2];
+	uint64_t checksum; /* XXH3-64 of everything before it */
+	/*
+	 * The commit word of the index: slot (generation & 1) is in force and carries the same
+	 * generation. Storing it is what makes a new index valid; before the store the old index
+	 * holds, after it the new one.
+	 */
+	uint64_t generation;
+	uint64_t writer_pid; /* advisory: who holds the lock; for the message of -EBUSY */
+};
+
+/** Head of an index slot; the FDT follows. */
+struct index_slot_rec {
+	uint64_t generation;
+	uint64_t bytes;	   /* of the FDT */
+	uint64_t checksum; /* XXH3-64 of the FDT, seeded with the generation */
+	uint64_t reserved;
+};
+
+#define PV_INDEX_HEADER_BYTES 4096u
+
+_Static_assert(sizeof(struct index_rec) == 80, "index_rec");
+_Static_assert(offsetof(struct index_rec, checksum) == 56, "index_rec.checksum");
+_Static_assert(offsetof(struct index_rec, generation) == 64, "index_rec.generation");
+_Static_assert(sizeof(struct index_slot_rec) == 32, "index_slot_rec");
+
+/* ---- segment ---------------------------------------------------------------------------------- */
+
+/** First bytes of a segment memfd: whose it is and how it is laid out. Fixed at birth. */
+struct segment_rec {
+	uint64_t magic;
+	uint32_t format_version;
+	uint32_t number; /* of the segment in its store, from 0; its token is number + 1 */
+	uint8_t uuid[16];
+	uint64_t bytes;		   /* of the memfd */
+	uint64_t window_off;	   /* where it is mapped */
+	uint64_t birth_generation; /* of the index that first named it: tells a stale copy */
+	uint32_t page_shift;
+	uint32_t npages;     /* bytes >> page_shift */
+	uint32_t map_off;    /* page map: npages words; relative to the segment */
+	uint32_t lanes_off;  /* lanes (segment 0), relative to the segment, else 0 */
+	uint32_t nlanes;
+	uint32_t first_page; /* pages before it hold the above */
+	uint64_t reserved[4];
+	uint64_t checksum; /* XXH3-64 of everything before it */
+};
+
+_Static_assert(sizeof(struct segment_rec) == 120, "segment_rec");
+#define PV_MAP_OFF 128u
+
+/*
+ * Page map entry: one 64-bit word a page, written in a single store.
+ *
+ *	FREE	all zero
+ *	SLAB	kind | class | back | meta | type | epoch	the same in every page, but for `back`
+ *	EXTENT	kind | pages | type				head of a live large object
+ *	OTHER	kind | sub   | back				META (header pages) or CONT
+ *
+ * `back` is the distance to the head page, in pages. `meta` is where the slab_rec lies in the slab,
+ * in units of 64 bytes. `epoch` is the low bits of the epoch in which the slab was last tidied:
+ * slot bytes RESERVED or RETIRED of an older epoch belong to a process that is gone, and mean FREE.
+ */
+#define PV_PAGE_FREE   0u
+#define PV_PAGE_SLAB   1u
+#define PV_PAGE_EXTENT 2u
+#define PV_PAGE_OTHER  3u
+
+#define PV_PAGE_KIND_BITS  2
+#define PV_PAGE_CLASS_BITS 7
+#define PV_PAGE_BACK_BITS  7
+#define PV_PAGE_META_BITS  15
+#define PV_PAGE_TYPE_BITS  13
+#define PV_PAGE_EPOCH_BITS 20
+
+#define PV_PAGE_CLASS_SHIFT  2
+#define PV_PAGE_BACK_SHIFT   9
+#define PV_PAGE_META_SHIFT   16
+#define PV_PAGE_TYPE_SHIFT   31
+#define PV_PAGE_EPOCH_SHIFT  44
+#define PV_EXTENT_TYPE_SHIFT 2	/* 13 bits */
+#define PV_EXTENT_PAGES_SHIFT 16 /* 32 bits; FREE in a lane action uses it as well */
+#define PV_OTHER_SUB_SHIFT   2	/* 2 bits */
+#define PV_OTHER_BACK_SHIFT  16 /* 32 bits */
+
+#define PV_OTHER_META 0u
+#define PV_OTHER_CONT 1u
+
+/* ---- slab ------------------------------------------------------------------------------------- */
+
+#define PV_SLAB_ALIGN 64u
+
+/** In each slab at the place that the page map names. Fixed at birth; the slot bytes follow it. */
+struct slab_rec {
+	uint32_t magic;
+	uint32_t type;	     /* number of the type in the index */
+	uint32_t slot_bytes; /* the size class */
+	uint32_t nslots;     /* slots in the grid, those under this record included */
+	uint64_t slab_off;   /* offset of the slab */
+	uint32_t meta_off;   /* of this record, relative to the slab */
+	uint32_t npages;
+};
+
+_Static_assert(sizeof(struct slab_rec) == 32, "slab_rec");
+
+/** State of a slot: one byte, one store. */
+#define PV_SLOT_FREE	 0u
+#define PV_SLOT_LIVE	 1u
+#define PV_SLOT_RESERVED 2u /* held by a thread of the slab's epoch */
+#define PV_SLOT_RETIRED	 3u /* freed, but readers of the slab's epoch may still look at it */
+#define PV_SLOT_META	 0xffu /* under the slab_rec: not a slot */
+
+/* ---- lane ------------------------------------------------------------------------------------- */
+
+/** One step of an intent, absolute, so that doing it again changes nothing. */
+struct action_rec {
+	uint64_t where; /* operation in the top byte, offset below */
+	uint64_t value;
+};
+
+#define PV_DO_SLOT  1u /* the slot byte at `where` := value */
+#define PV_DO_WORD  2u /* the word at `where` := value */
+#define PV_DO_PAGES 3u /* page map from the page at `where` on := value (SLAB, EXTENT or FREE) */
+#define PV_DO_FLIP  4u /* index_rec.generation := value */
+
+#define PV_DO_OP_SHIFT 56
+#define PV_DO_OFF_MASK ((1ull << PV_DO_OP_SHIFT) - 1)
+
+#define PV_LANE_ACTIONS 31u
+
+/**
+ * A thread's intent. `count` is the commit word: 0 means that there is nothing to do, otherwise
+ * that many actions are valid and recovery does them (again).
+ */
+struct lane_rec {
+	uint64_t count;
+	uint64_t reserved;
+	struct action_rec actions[PV_LANE_ACTIONS];
+};
+
+_Static_assert(sizeof(struct action_rec) == 16, "action_rec");
+_Static_assert(sizeof(struct lane_rec) == 512, "lane_rec");
+
+#endif

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Pages: which are free, and finding runs of them. The truth is the page map in the arena; a bitmap
+ * in ordinary memory also marks what is held by a reservation that is not in the map yet. The bitmap
+ * of a segment is built when the segment is first needed, so an attach does not pay for it.
+ *
+ * Everything here runs under heap_lock.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+uint32_t pvi_page_span(const struct pv_store *s, uint64_t rec)
+{
+	switch (pvi_page_kind(rec)) {
+	case PV_PAGE_SLAB:
+		return pvi_rec_class(rec) < s->nclasses ? s->classes[pvi_rec_class(rec)].npages : 0;
+	case PV_PAGE_EXTENT:
+	case PV_PAGE_FREE:
+		return pvi_rec_extent_pages(rec);
+	}
+	return 0;
+}
+
+bool pvi_page_head_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
+			 uint64_t rec)
+{
+	uint32_t n = pvi_page_span(s, rec);
+
+	if (page < seg->first_page || page >= seg->npages || !n || n > seg->npages - page)
+		return false;
+	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
+		return pvi_rec_extent_type(rec) != 0 && rec >> 48 == 0;
+	if (pvi_page_kind(rec) == PV_PAGE_SLAB) {
+		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
+
+		return pvi_rec_back(rec) == 0 && pvi_rec_type(rec) != 0 &&
+		       pvi_rec_meta(rec) + c->meta_bytes <= (uint64_t) n << s->page_shift;
+	}
+	return false;
+}
+
+void pvi_page_format(struct pvi_segment *seg)
+{
+	for (uint32_t i = 0; i < seg->first_page; i++)
+		seg->map[i] = PV_PAGE_OTHER | PV_OTHER_META << PV_OTHER_SUB_SHIFT;
+}
+
+static bool taken(const struct pvi_segment *seg, uint32_t page)
+{
+	return seg->taken[page / 64] >> (page % 64) & 1;
+}
+
+static void set_taken(struct pvi_segment *seg, uint32_t page, uint32_t n, bool on)
+{
+	for (uint32_t i = page; i < page + n; i++) {
+		uint64_t bit = 1ull << (i % 64);
+
+		if (on)
+			seg->taken[i / 64] |= bit;
+		else
+			seg->taken[i / 64] &= ~bit;
+	}
+}
+
+int pvi_page_load(struct pv_store *s, struct pvi_segment *seg)
+{
+	if (seg->loaded)
+		return 0;
+	seg->taken = calloc((seg->npages + 63) / 64, 8);
+	seg->slabs = calloc(seg->npages, sizeof(*seg->slabs));
+	if (!seg->taken || !seg->slabs) {
+		free(seg->taken);
+		free(seg->slabs);
+		seg->taken = NULL;
+		seg->slabs = NULL;
+		return pvi_fail(-ENOMEM, "segment %u: no memory for its descriptors", seg->number);
+	}
+	seg->loaded = true;
+	seg->free_pages = seg->npages;
+	for (uint32_t i = 0, n; i < seg->npages; i += n) {
+		uint64_t rec = pvi_rec_load(seg->map, i);
+
+		n = 1;
+		if (pvi_page_kind(rec) == PV_PAGE_FREE)
+			continue;
+		/* An entry that makes no sense keeps its page out of use; pv_check() reports it. */
+		if (pvi_page_head_sound(s, seg, i, rec)) {
+			n = pvi_page_span(s, rec);
+			if (pvi_page_kind(rec) == PV_PAGE_SLAB)
+				pvi_slab_found(s, seg, i, rec);
+		}
+		set_taken(seg, i, n, true);
+		seg->free_pages -= n;
+	}
+	s->used_pages += seg->npages - seg->free_pages;
+	seg->cursor = seg->first_page;
+	return 0;
+}
+
+/* First run of n free pages in [from, to), or `to`. */
+static uint32_t find_run(const struct pvi_segment *seg, uint32_t from, uint32_t to, uint32_t n)
+{
+	uint32_t run = 0;
+
+	for (uint32_t i = from; i < to; i++) {
+		if (i % 64 == 0 && seg->taken[i / 64] == ~0ull) {
+			run = 0;
+			i += 63;
+			continue;
+		}
+		run = taken(seg, i) ? 0 : run + 1;
+		if (run == n)
+			return i + 1 - n;
+	}
+	return to;
+}
+
+static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
+{
+	uint32_t at;
+
+	if (seg->free_pages < n)
+		return false;
+	/* Next fit: what lies before the cursor was full when it was passed. */
+	at = find_run(seg, seg->cursor, seg->npages, n);
+	if (at == seg->npages) {
+		at = find_run(seg, seg->first_page, seg->npages, n);
+		if (at == seg->npages)
+			return false;
+	}
+	set_taken(seg, at, n, true);
+	seg->free_pages -= n;
+	seg->cursor = at + n;
+	s->used_pages += n;
+	*page = at;
+	return true;
+}
+
+int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **out, uint32_t *page)
+{
+	struct pvi_segment *seg;
+	int err;
+
+	for (;;) {
+		/* Those looked at already, the newest first; then one more; then a new one. */
+		for (uint32_t i = s->nsegments; i-- > 0;) {
+			seg = &s->segments[i];
+			if (seg->loaded && take_run(s, seg, n, page))
+				goto found;
+		}
+		for (uint32_t i = s->nsegments; i-- > 0;) {
+			seg = &s->segments[i];
+			if (seg->loaded)
+				continue;
+			err = pvi_page_load(s, seg);
+			if (err)
+				return err;
+			if (take_run(s, seg, n, page))
+				goto found;
+		}
+		err = pvi_segment_grow(s, n);
+		if (err)
+			return err;
+	}
+found:
+	err = pvi_arena_commit(seg->fd, seg->addr, (uint64_t) *page << s->page_shift,
+			       (uint64_t) n << s->page_shift);
+	if (err) {
+		pvi_page_free(s, seg, *page, n);
+		return err;
+	}
+	*out = seg;
+	return 0;
+}
+
+void pvi_page_free(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n)
+{
+	set_taken(seg, page, n, false);
+	seg->free_pages += n;
+	s->used_pages -= n;
+	if (page < seg->cursor)
+		seg->cursor = page;
+}

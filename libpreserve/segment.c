@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Segments: making one, taking one over from a descriptor, and growing a store by one.
+ *
+ * A segment joins a store in three steps: format the memfd; let the handover backend keep it; name
+ * it in the index. A crash before the last leaves a descriptor that the index does not name, which
+ * the next attach drops.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "handover.h"
+#include "internal.h"
+
+#define SEGMENT_BYTES_MAX (1ull << 30)
+
+static uint64_t header_checksum(const struct segment_rec *rec)
+{
+	return XXH3_64bits(rec, offsetof(struct segment_rec, checksum));
+}
+
+static uint64_t round_up(uint64_t v, uint64_t to)
+{
+	return (v + to - 1) / to * to;
+}
+
+/* Everything about a segment that follows from its number, size and the store's geometry. */
+static struct segment_rec describe(const struct pv_store *s, uint32_t number, uint64_t off,
+				   uint64_t bytes, uint64_t birth_generation)
+{
+	uint32_t nlanes = number == 0 ? s->nlanes : 0;
+	struct segment_rec rec = {
+		.magic = PV_SEGMENT_MAGIC,
+		.format_version = PV_FORMAT_VERSION,
+		.number = number,
+		.bytes = bytes,
+		.window_off = off,
+		.birth_generation = birth_generation,
+		.page_shift = s->page_shift,
+		.npages = (uint32_t) (bytes >> s->page_shift),
+		.map_off = PV_MAP_OFF,
+		.nlanes = nlanes,
+	};
+	uint64_t end = rec.map_off + 8ull * rec.npages;
+
+	memcpy(rec.uuid, s->index.uuid, 16);
+	if (nlanes) {
+		end = round_up(end, 64);
+		rec.lanes_off = (uint32_t) end;
+		end += (uint64_t) nlanes * sizeof(struct lane_rec);
+	}
+	rec.first_page = (uint32_t) (round_up(end, 1u << s->page_shift) >> s->page_shift);
+	rec.checksum = header_checksum(&rec);
+	return rec;
+}
+
+static void enter(struct pv_store *s, struct pvi_segment *seg)
+{
+	for (uint64_t at = seg->off; at < seg->off + seg->bytes; at += 1ull << s->granule_shift)
+		atomic_store_explicit(&s->segment_of[at >> s->granule_shift], seg,
+				      memory_order_release);
+}
+
+static void set_segment(struct pv_store *s, struct pvi_segment *seg, const struct segment_rec *rec,
+			int fd)
+{
+	*seg = (struct pvi_segment){
+		.addr = (uint8_t *) s->base + rec->window_off,
+		.off = rec->window_off,
+		.bytes = rec->bytes,
+		.npages = rec->npages,
+		.first_page = rec->first_page,
+		.number = rec->number,
+		.fd = fd,
+		.birth_generation = rec->birth_generation,
+	};
+	seg->map = (uint64_t *) (void *) (seg->addr + rec->map_off);
+	if (rec->nlanes)
+		s->lanes = (struct lane_rec *) (void *) (seg->addr + rec->lanes_off);
+}
+
+int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64_t bytes)
+{
+	struct segment_rec rec = describe(s, number, off, bytes, s->index.rec->generation + 1);
+	struct pvi_segment *seg = &s->segments[number];
+	uint8_t *addr = (uint8_t *) s->base + off;
+	char name[80];
+	int fd, err;
+
+	if (rec.first_page >= rec.npages)
+		return pvi_fail(-EINVAL,
+				"a segment of %" PRIu64 " bytes has no room for objects beside %u lanes",
+				bytes, rec.nlanes);
+	snprintf(name, sizeof(name), "pv:%s:%u", s->index.name, number);
+	fd = pvi_arena_memfd(name, bytes);
+	if (fd < 0)
+		return fd;
+	err = pvi_arena_map(addr, bytes, fd, false);
+	if (err) {
+		close(fd);
+		return err;
+	}
+	err = pvi_arena_commit(fd, addr, 0, (uint64_t) rec.first_page << s->page_shift);
+	if (err) {
+		pvi_arena_unmap(addr, bytes);
+		close(fd);
+		return err;
+	}
+	set_segment(s, seg, &rec, fd);
+	pvi_page_format(seg);
+	memcpy(addr, &rec, sizeof(rec));
+	return 0;
+}
+
+void pvi_segment_abandon(struct pv_store *s, uint32_t number)
+{
+	struct pvi_segment *seg = &s->segments[number];
+
+	if (seg->loaded)
+		s->used_pages -= seg->npages - seg->free_pages;
+	free(seg->taken);
+	free(seg->slabs);
+	pvi_arena_unmap(seg->addr, seg->bytes);
+	close(seg->fd);
+	memset(seg, 0, sizeof(*seg));
+}
+
+void pvi_segment_publish(struct pv_store *s, uint32_t number)
+{
+	enter(s, &s->segments[number]);
+	atomic_store_explicit(&s->nsegments, number + 1, memory_order_release);
+}
+
+int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
+{
+	uint64_t bytes, off = s->index.segments[number].off;
+	struct segment_rec rec, want;
+	char what[32];
+	int err;
+
+	snprintf(what, sizeof(what), "segment %u", number);
+	err = pvi_arena_verify(fd, what, sizeof(rec), &bytes);
+	if (err)
+		return err;
+	if (pread(fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
+		return pvi_fail(-EBADMSG, "%s: cannot read its header", what);
+	if (rec.magic != PV_SEGMENT_MAGIC)
+		return pvi_fail(-EBADMSG, "%s: not a segment of libpreserve (magic 0x%016" PRIx64 ")",
+				what, rec.magic);
+	if (rec.format_version != PV_FORMAT_VERSION)
+		return pvi_fail(-EPROTONOSUPPORT, "%s: format version %u, this library reads %u", what,
+				rec.format_version, PV_FORMAT_VERSION);
+	if (rec.checksum != header_checksum(&rec))
+		return pvi_fail(-EBADMSG, "%s: the header's checksum is wrong", what);
+	if (memcmp(rec.uuid, s->index.uuid, 16) != 0)
+		return pvi_fail(-EBADMSG, "%s: belongs to another store (its UUID differs)", what);
+	want = describe(s, number, off, s->index.segments[number].bytes,
+			s->index.segments[number].birth_generation);
+	if (bytes != want.bytes)
+		return pvi_fail(-EBADMSG, "%s: the memfd has %" PRIu64 " bytes, the index says %" PRIu64,
+				what, bytes, want.bytes);
+	if (rec.birth_generation != want.birth_generation)
+		return pvi_fail(-EBADMSG,
+				"%s: born with generation %" PRIu64 ", the index says %" PRIu64
+				" (a copy of another time)",
+				what, rec.birth_generation, want.birth_generation);
+	if (memcmp(&rec, &want, sizeof(rec)) != 0)
+		return pvi_fail(-EBADMSG, "%s: the header and the index disagree on its layout", what);
+	err = pvi_arena_map((uint8_t *) s->base + off, bytes, fd, s->readonly);
+	if (err)
+		return err;
+	set_segment(s, &s->segments[number], &rec, fd);
+	pvi_segment_publish(s, number);
+	return 0;
+}
+
+/* ---- growth ---- */
+
+/* Size of the next segment, or 0 with a message if the limit or the window forbids it. */
+static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t off)
+{
+	uint64_t granule = 1ull << s->granule_shift, total = s->index.rec->bytes, bytes, need;
+	const struct pvi_segment *last = &s->segments[s->nsegments - 1];
+
+	for (uint32_t i = 0; i < s->nsegments; i++)
+		total += s->segments[i].bytes;
+	/* The map of n pages takes 8 n bytes; one page more covers that of the map's own pages. */
+	need = npages + (8ull * npages >> s->page_shift) + 2;
+	need = round_up(need << s->page_shift, 1u << s->page_shift);
+	if (need < 32768)
+		need = 32768;
+	bytes = last->bytes < SEGMENT_BYTES_MAX ? last->bytes * 2 : SEGMENT_BYTES_MAX;
+	bytes = round_up(bytes, granule);
+	if (bytes < need)
+		bytes = round_up(need, granule);
+	if (s->limit_bytes && bytes > s->limit_bytes - (total < s->limit_bytes ? total : s->limit_bytes))
+		bytes = total < s->limit_bytes
+				? (s->limit_bytes - total) & ~((1ull << s->page_shift) - 1)
+				: 0;
+	if (bytes < need) {
+		pvi_fail(-ENOSPC,
+			 "the store's limit of %" PRIu64 " bytes is reached (%" PRIu64
+			 " in use, %" PRIu64 " more needed)",
+			 s->limit_bytes, total, need);
+		return 0;
+	}
+	if (bytes > s->window_bytes - off)
+		bytes = s->window_bytes - off;
+	if (bytes < need || s->nsegments == PVI_SEGMENTS_MAX) {
+		pvi_fail(-ENOSPC, "the store's window of %" PRIu64 " MiB is full",
+			 s->window_bytes >> 20);
+		return 0;
+	}
+	return bytes;
+}
+
+/* Let the segment be kept, then named. handover_lock is held, so that a prepare at the same time
+ * sees it on both sides or on neither. */
+static int join(struct pv_store *s, uint32_t number)
+{
+	struct pvi_segment *seg = &s->segments[number];
+	uint64_t generation;
+	int err;
+
+	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
+	if (err)
+		return err;
+	pthread_mutex_lock(&s->index_lock);
+	s->index.segments[number].off = seg->off;
+	s->index.segments[number].bytes = seg->bytes;
+	/* An index that was written meanwhile only makes the name older than the header's. */
+	s->index.segments[number].birth_generation = seg->birth_generation;
+	s->index.nsegments = number + 1;
+	err = pvi_index_stage(&s->index, &generation);
+	if (err)
+		s->index.nsegments = number;
+	else
+		pvi_index_commit(&s->index, generation);
+	pthread_mutex_unlock(&s->index_lock);
+	if (err) {
+		s->handover->ops->drop(s->handover, number + 1ull);
+		return err;
+	}
+	pvi_segment_publish(s, number);
+	return 0;
+}
+
+int pvi_segment_grow(struct pv_store *s, uint32_t npages)
+{
+	uint32_t number = s->nsegments;
+	const struct pvi_segment *last = &s->segments[number - 1];
+	uint64_t off = round_up(last->off + last->bytes, 1ull << s->granule_shift);
+	uint64_t bytes = next_bytes(s, npages, off);
+	int err;
+
+	if (!bytes)
+		return -ENOSPC;
+	err = pvi_segment_create(s, number, off, bytes);
+	if (err)
+		return err;
+	err = pvi_page_load(s, &s->segments[number]);
+	if (!err) {
+		pthread_mutex_lock(&s->handover_lock);
+		err = join(s, number);
+		pthread_mutex_unlock(&s->handover_lock);
+	}
+	if (err)
+		pvi_segment_abandon(s, number);
+	return err;
+}

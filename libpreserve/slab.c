@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Slabs and bins: where magazines get their slots from and give them back to.
+ *
+ * The truth about a slot is its byte in the arena. What is kept here in ordinary memory (how many
+ * slots of a slab are FREE, which slabs have any) is derived from the bytes when a slab is first
+ * touched in an epoch: it is warmed. Warming also turns what an older epoch RESERVED or RETIRED into
+ * FREE; until then nobody looks at those bytes, so a crash needs no walk of the heap.
+ *
+ * Everything here runs under heap_lock, and with the calling thread's lane idle. Slot bytes are
+ * also written without the lock, by pv_publish(), but only LIVE <-> RESERVED by whoever owns the
+ * slot, never to or from FREE.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+/* Cold slabs that a refill looks at before it takes fresh pages: bounds its time after an attach. */
+#define COLD_TRIES 8u
+
+/* ---- bins ---- */
+
+static void list_push(struct pvi_slab **list, struct pvi_slab *d)
+{
+	d->prev = NULL;
+	d->next = *list;
+	if (*list)
+		(*list)->prev = d;
+	*list = d;
+}
+
+static void list_remove(struct pvi_slab **list, struct pvi_slab *d)
+{
+	if (d->prev)
+		d->prev->next = d->next;
+	else
+		*list = d->next;
+	if (d->next)
+		d->next->prev = d->prev;
+	d->next = d->prev = NULL;
+}
+
+struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class)
+{
+	struct pvi_type *t = &s->index.types[type];
+
+	if (!t->bins)
+		t->bins = calloc(PVI_CLASSES, sizeof(*t->bins));
+	return t->bins ? &t->bins[class] : NULL;
+}
+
+static uint32_t page_of(const struct pvi_segment *seg, const struct pvi_slab *d)
+{
+	return (uint32_t) (d - seg->slabs);
+}
+
+void pvi_slab_found(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec)
+{
+	struct pvi_slab *d = &seg->slabs[page];
+	struct pvi_bin *bin;
+
+	if (pvi_rec_type(rec) > s->index.ntypes)
+		return;
+	bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
+	if (!bin) /* no memory: the slab's free slots are not found in this run */
+		return;
+	d->segment = (uint16_t) seg->number;
+	d->state = PVI_SLAB_COLD;
+	list_push(&bin->cold, d);
+}
+
+/* ---- one slab ---- */
+
+bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
+		    uint64_t rec)
+{
+	const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
+	uint64_t off = (uint64_t) page << s->page_shift;
+	const struct slab_rec *slab =
+		(const struct slab_rec *) (const void *) (seg->addr + off + pvi_rec_meta(rec));
+
+	return slab->magic == PV_SLAB_MAGIC && slab->type == pvi_rec_type(rec) &&
+	       slab->type <= s->index.ntypes && slab->slot_bytes == c->slot_bytes &&
+	       slab->nslots == c->nslots && slab->slab_off == seg->off + off &&
+	       slab->meta_off == pvi_rec_meta(rec) && slab->npages == c->npages;
+}
+
+/*
+ * Where the slab_rec lies. Slabs are aligned to pages, so if it were always at the same place, the
+ * slot bytes of all slabs would fall into the same few cache sets and evict each other. It wanders
+ * over the grid instead, always onto the start of a slot.
+ */
+static uint32_t slab_color(const struct pvi_class *c, uint64_t slab_off, uint32_t page_shift)
+{
+	uint32_t covered = c->nslots - c->usable, step = 1, places;
+
+	if (!c->in_grid)
+		return (c->nslots * c->slot_bytes + PV_SLAB_ALIGN - 1) / PV_SLAB_ALIGN *
+		       PV_SLAB_ALIGN;
+	while (step * c->slot_bytes % PV_SLAB_ALIGN)
+		step *= 2;
+	places = (c->nslots - covered) / step + 1;
+	return (uint32_t) ((slab_off >> page_shift) * 2654435761u >> 7) % places * step *
+	       c->slot_bytes;
+}
+
+static bool slot_covered(const struct pvi_class *c, uint32_t meta_off, uint32_t i)
+{
+	return c->in_grid && i >= meta_off / c->slot_bytes &&
+	       i < meta_off / c->slot_bytes + (c->nslots - c->usable);
+}
+
+static void slab_format(const struct pv_store *s, struct pvi_segment *seg, uint32_t page,
+			uint64_t rec)
+{
+	const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
+	uint64_t off = (uint64_t) page << s->page_shift;
+	uint32_t meta_off = pvi_rec_meta(rec);
+	uint8_t *at = seg->addr + off + meta_off, *bytes = at + sizeof(struct slab_rec);
+
+	*(struct slab_rec *) (void *) at = (struct slab_rec){
+		.magic = PV_SLAB_MAGIC,
+		.type = pvi_rec_type(rec),
+		.slot_bytes = c->slot_bytes,
+		.nslots = c->nslots,
+		.slab_off = seg->off + off,
+		.meta_off = meta_off,
+		.npages = c->npages,
+	};
+	memset(bytes, PV_SLOT_FREE, c->nslots);
+	if (c->in_grid)
+		memset(bytes + meta_off / c->slot_bytes, PV_SLOT_META, c->nslots - c->usable);
+}
+
+/* A fresh slab on its bin's partial list. The pages are FREE in the map until the lane says
+ * otherwise, so a crash while the slab is formatted leaves nothing. */
+static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class)
+{
+	const struct pvi_class *c = &s->classes[class];
+	struct pvi_bin *bin = pvi_slab_bin(s, type, class);
+	struct pvi_segment *seg;
+	struct pvi_slab *d;
+	uint64_t rec, off;
+	uint32_t page;
+	int err;
+
+	if (!bin)
+		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", type);
+	err = pvi_page_alloc(s, c->npages, &seg, &page);
+	if (err)
+		return err;
+	off = seg->off + ((uint64_t) page << s->page_shift);
+	rec = PV_PAGE_SLAB | (uint64_t) class << PV_PAGE_CLASS_SHIFT |
+	      (uint64_t) (slab_color(c, off, s->page_shift) / PV_SLAB_ALIGN) << PV_PAGE_META_SHIFT |
+	      (uint64_t) type << PV_PAGE_TYPE_SHIFT | s->epoch_bits;
+	slab_format(s, seg, page, rec);
+	t->lane->actions[0].where = pvi_lane_where(PV_DO_PAGES, off);
+	t->lane->actions[0].value = rec;
+	pvi_lane_run(s, t->lane, 1);
+
+	d = &seg->slabs[page];
+	*d = (struct pvi_slab){
+		.nfree = c->usable, .segment = (uint16_t) seg->number, .state = PVI_SLAB_PARTIAL};
+	list_push(&bin->partial, d);
+	return 0;
+}
+
+static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bin *bin,
+			 struct pvi_segment *seg, struct pvi_slab *d, const struct pvi_class *c)
+{
+	uint32_t page = page_of(seg, d);
+
+	list_remove(&bin->partial, d);
+	t->lane->actions[0].where = pvi_lane_where(
+		PV_DO_PAGES, seg->off + ((uint64_t) page << s->page_shift));
+	t->lane->actions[0].value = pvi_rec_free(c->npages);
+	pvi_lane_run(s, t->lane, 1);
+	d->state = PVI_SLAB_NONE;
+	pvi_page_free(s, seg, page, c->npages);
+}
+
+/* Turn what an older epoch held into FREE and count. A crash in between leaves the slab as cold as
+ * it was. Negative if a byte is none that a slab can have. */
+static int slab_tidy(const struct pvi_class *c, uint8_t *bytes, uint32_t meta_off)
+{
+	int nfree = 0;
+
+	for (uint32_t i = 0; i < c->nslots; i++) {
+		uint8_t b = bytes[i];
+
+		if (b > PV_SLOT_RETIRED || slot_covered(c, meta_off, i)) {
+			if (b != PV_SLOT_META || !slot_covered(c, meta_off, i))
+				return -1;
+			continue;
+		}
+		if (b == PV_SLOT_LIVE)
+			continue;
+		if (b != PV_SLOT_FREE)
+			__atomic_store_n(&bytes[i], PV_SLOT_FREE, __ATOMIC_RELAXED);
+		nfree++;
+	}
+	return nfree;
+}
+
+int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
+{
+	const struct pvi_class *c;
+	struct pvi_bin *bin;
+	struct pvi_slab *d;
+	uint64_t rec;
+	int err, nfree;
+
+	err = pvi_page_load(s, seg);
+	if (err)
+		return err;
+	rec = pvi_rec_load(seg->map, page);
+	if ((rec & PVI_EPOCH_MASK) == s->epoch_bits)
+		return 0;
+	d = &seg->slabs[page];
+	if (d->state != PVI_SLAB_COLD)
+		return pvi_fail(-EBADMSG, "segment %u: page %u: not a slab", seg->number, page);
+	bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
+	c = &s->classes[pvi_rec_class(rec)];
+	nfree = pvi_slab_sound(s, seg, page, rec)
+			? slab_tidy(c, pvi_slab_bytes(s, seg, page, rec), pvi_rec_meta(rec))
+			: -1;
+	list_remove(&bin->cold, d);
+	if (nfree < 0) {
+		d->state = PVI_SLAB_NONE; /* never looked at again */
+		return pvi_fail(-EBADMSG,
+				"segment %u: slab at page %u is damaged; its objects cannot be freed "
+				"(see pv_check)",
+				seg->number, page);
+	}
+	d->nfree = (uint32_t) nfree;
+	d->cursor = 0;
+	d->state = nfree ? PVI_SLAB_PARTIAL : PVI_SLAB_FULL;
+	if (nfree)
+		list_push(&bin->partial, d);
+	/* From here on RESERVED bytes belong to this epoch. */
+	pvi_barrier();
+	pvi_lane_apply_pages(s, seg, page, (rec & ~PVI_EPOCH_MASK) | s->epoch_bits);
+	return 0;
+}
+
+/* ---- magazines ---- */
+
+static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_slab *d,
+			   const struct pvi_class *c, struct pvi_magazine *m, uint32_t want)
+{
+	struct pvi_segment *seg = &s->segments[d->segment];
+	uint32_t page = page_of(seg, d), got = 0;
+	uint8_t *slab = seg->addr + ((uint64_t) page << s->page_shift);
+	uint8_t *bytes = pvi_slab_bytes(s, seg, page, pvi_rec_load(seg->map, page));
+
+	while (got < want && d->nfree) {
+		uint8_t *b = memchr(bytes + d->cursor, PV_SLOT_FREE, c->nslots - d->cursor);
+		uint32_t i = (uint32_t) (b - bytes);
+
+		__atomic_store_n(b, PV_SLOT_RESERVED, __ATOMIC_RELAXED);
+		m->slots[m->n++] = slab + (size_t) i * c->slot_bytes;
+		d->cursor = i + 1;
+		d->nfree--;
+		got++;
+	}
+	if (!d->nfree) {
+		list_remove(&bin->partial, d);
+		d->state = PVI_SLAB_FULL;
+	}
+	return got;
+}
+
+/* Load the newest segment whose slabs are not known yet. False: all are. */
+static bool load_one(struct pv_store *s)
+{
+	for (uint32_t i = s->nsegments; i-- > 0;)
+		if (!s->segments[i].loaded)
+			return pvi_page_load(s, &s->segments[i]) == 0;
+	return false;
+}
+
+/* Warm cold slabs of a bin until one has a free slot. */
+static bool find_partial(struct pv_store *s, struct pvi_bin *bin, uint32_t tries)
+{
+	while (!bin->partial && tries--) {
+		struct pvi_slab *d = bin->cold;
+
+		if (!d) {
+			if (!load_one(s))
+				return false;
+			continue;
+		}
+		/* A damaged slab leaves the list with its message; go on with the next. */
+		pvi_slab_warm(s, &s->segments[d->segment],
+			      page_of(&s->segments[d->segment], d));
+	}
+	return bin->partial != NULL;
+}
+
+int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class,
+		    struct pvi_magazine *m, uint32_t want)
+{
+	const struct pvi_class *c = &s->classes[class];
+	struct pvi_bin *bin = pvi_slab_bin(s, type, class);
+	uint32_t before = m->n;
+	int err;
+
+	if (!bin)
+		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", type);
+	while (m->n - before < want) {
+		if (!find_partial(s, bin, COLD_TRIES)) {
+			if (m->n > before)
+				break;
+			err = slab_create(s, t, type, class);
+			/* Full: before saying so, look at everything that is still cold. */
+			if (err && !find_partial(s, bin, UINT32_MAX))
+				return err;
+		}
+		take_slots(s, bin, bin->partial, c, m, want - (m->n - before));
+	}
+	return 0;
+}
+
+void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m,
+		    uint32_t count)
+{
+	for (uint32_t k = 0; k < count; k++) {
+		uint64_t off = (uint64_t) ((uintptr_t) m->slots[k] - s->base);
+		struct pvi_segment *seg = pvi_store_segment(s, off);
+		uint32_t page = (uint32_t) ((off - seg->off) >> s->page_shift);
+		uint64_t rec = pvi_rec_load(seg->map, page);
+		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
+		struct pvi_bin *bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
+		struct pvi_slab *d;
+		uint32_t i;
+
+		page -= pvi_rec_back(rec);
+		d = &seg->slabs[page];
+		i = (uint32_t) ((off - seg->off - ((uint64_t) page << s->page_shift)) /
+				c->slot_bytes);
+		__atomic_store_n(pvi_slab_bytes(s, seg, page, rec) + i, PV_SLOT_FREE,
+				 __ATOMIC_RELAXED);
+		d->nfree++;
+		if (i < d->cursor)
+			d->cursor = i;
+		if (d->state == PVI_SLAB_FULL) {
+			d->state = PVI_SLAB_PARTIAL;
+			list_push(&bin->partial, d);
+		}
+		/* Empty, and not the bin's last reserve: the pages may serve another class. */
+		if (d->nfree == c->usable && bin->partial->next)
+			slab_release(s, t, bin, seg, d, c);
+	}
+	m->n -= count;
+	memmove(m->slots, m->slots + count, m->n * sizeof(m->slots[0]));
+}

@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Opening and closing a store.
+ *
+ * Attaching: fetch the descriptors; check the index; take the lock; read the index; set the window
+ * aside; check and map every segment; only then change anything: redo the lanes, start a new epoch,
+ * drop what the index does not name. Whatever is refused before that leaves the image as it was.
+ *
+ * Creating: the index is handed to the backend last, so a crash on the way leaves at most a segment
+ * without an index, which counts as no store.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "handover.h"
+#include "internal.h"
+
+#define WINDOW_BYTES_DEFAULT  (1ull << 40)
+#define SEGMENT_BYTES_DEFAULT (64ull << 20)
+#define LANES_DEFAULT	      256u
+#define LARGE_PAGE	      16384u
+#define BASE_ATTEMPTS	      64u
+/* TSan leaves little room for windows, see arena.c. */
+#if defined(__SANITIZE_THREAD__)
+#undef WINDOW_BYTES_DEFAULT
+#define WINDOW_BYTES_DEFAULT (1ull << 35)
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#undef WINDOW_BYTES_DEFAULT
+#define WINDOW_BYTES_DEFAULT (1ull << 35)
+#endif
+#endif
+
+const char *pv_version(void)
+{
+	return PV_VERSION;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
+}
+
+/* ---- options ---- */
+
+static bool power_of_two(uint64_t v)
+{
+	return v && (v & (v - 1)) == 0;
+}
+
+static int take_options(struct pv_options *o, const struct pv_options *opts)
+{
+	*o = (struct pv_options){.size = sizeof(*o)};
+	if (opts) {
+		const uint8_t *tail = (const uint8_t *) opts;
+
+		if (opts->size < offsetof(struct pv_options, window_bytes))
+			return pvi_fail(-EINVAL, "pv_options.size is %zu", opts->size);
+		for (size_t i = sizeof(*o); i < opts->size; i++)
+			if (tail[i])
+				return pvi_fail(-EINVAL,
+						"pv_options has fields that this library does not know");
+		memcpy(o, opts, opts->size < sizeof(*o) ? opts->size : sizeof(*o));
+	}
+	if (!o->window_bytes)
+		o->window_bytes = WINDOW_BYTES_DEFAULT;
+	if (!o->segment_bytes)
+		o->segment_bytes = SEGMENT_BYTES_DEFAULT;
+	if (!o->lanes)
+		o->lanes = LANES_DEFAULT;
+	if (!o->page_bytes)
+		o->page_bytes = o->segment_bytes >= 4ull << 20 ? LARGE_PAGE : 4096;
+	if (o->flags & ~(PV_CREATE | PV_EXCL | PV_RDONLY | PV_RESET) ||
+	    ((o->flags & (PV_EXCL | PV_RESET)) && !(o->flags & PV_CREATE)) ||
+	    ((o->flags & PV_RDONLY) && (o->flags & PV_CREATE)))
+		return pvi_fail(-EINVAL, "pv_options.flags 0x%x make no sense", o->flags);
+	if (!power_of_two(o->segment_bytes) || o->segment_bytes < 32768 ||
+	    o->segment_bytes > 1ull << 30)
+		return pvi_fail(-EINVAL,
+				"pv_options.segment_bytes %" PRIu64
+				" is not a power of two from 32 KiB to 1 GiB",
+				o->segment_bytes);
+	if (!power_of_two(o->window_bytes) || o->window_bytes < 2 * o->segment_bytes ||
+	    o->window_bytes / o->segment_bytes > 1u << 20 || o->window_bytes > 1ull << 45)
+		return pvi_fail(-EINVAL,
+				"pv_options.window_bytes %" PRIu64
+				" is not a power of two from 2 to 2^20 times segment_bytes",
+				o->window_bytes);
+	if (o->page_bytes != 4096 && o->page_bytes != LARGE_PAGE)
+		return pvi_fail(-EINVAL, "pv_options.page_bytes %u is neither 4096 nor 16384",
+				o->page_bytes);
+	if (o->lanes > 65536)
+		return pvi_fail(-EINVAL, "pv_options.lanes %u is more than 65536", o->lanes);
+	if (o->reserved)
+		return pvi_fail(-EINVAL, "pv_options.reserved is not 0");
+	return 0;
+}
+
+/* ---- a handle ---- */
+
+static int geometry(struct pv_store *s)
+{
+	s->base = s->index.base;
+	s->window_bytes = s->index.window_bytes;
+	s->granule_shift = (uint32_t) __builtin_ctzll(s->index.granule_bytes);
+	s->page_shift = (uint32_t) __builtin_ctzll(s->index.page_bytes);
+	s->nlanes = s->index.nlanes;
+	pvi_class_init(s);
+	s->segment_of = calloc(s->window_bytes >> s->granule_shift, sizeof(*s->segment_of));
+	s->segments = calloc(PVI_SEGMENTS_MAX, sizeof(*s->segments));
+	s->lanes_taken = calloc((s->nlanes + 63) / 64, 8);
+	if (!s->segment_of || !s->segments || !s->lanes_taken)
+		return pvi_fail(-ENOMEM, "no memory for the store's tables");
+	return 0;
+}
+
+static void set_epoch(struct pv_store *s)
+{
+	s->epoch_bits = s->index.epoch << PV_PAGE_EPOCH_SHIFT;
+}
+
+/* Release what a handle has; the backend's handle is the caller's. */
+static void teardown(struct pv_store *s)
+{
+	if (s->serial)
+		pvi_thread_store_close(s);
+	for (uint32_t i = 0; i < s->nsegments; i++) {
+		close(s->segments[i].fd);
+		free(s->segments[i].taken);
+		free(s->segments[i].slabs);
+	}
+	if (s->window_reserved)
+		pvi_arena_release(s->base, s->window_bytes);
+	if (s->index.fd >= 0)
+		close(s->index.fd);
+	if (s->index.lock_fd >= 0) /* releases the lock */
+		close(s->index.lock_fd);
+	pvi_index_free(&s->index);
+	free(s->segment_of);
+	free(s->segments);
+	free(s->lanes_taken);
+	s->segment_of = NULL;
+	s->segments = NULL;
+	s->lanes_taken = NULL;
+}
+
+static int reserve_window(struct pv_store *s)
+{
+	int err = pvi_arena_reserve(s->index.base, s->index.window_bytes);
+
+	s->window_reserved = err == 0;
+	return err;
+}
+
+/* ---- lock ---- */
+
+/*
+ * The descriptor that we were given shares its open file description with the keeper, and OFD locks
+ * belong to the description: the lock needs one of its own.
+ */
+static int take_lock(struct pv_store *s, const char *name, const struct index_rec *rec)
+{
+	struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->index.fd);
+	s->index.lock_fd = open(path, O_RDWR | O_CLOEXEC);
+	if (s->index.lock_fd < 0)
+		return pvi_fail(errno, "store %s: cannot open %s for its lock: %s", name, path,
+				strerror(errno));
+	if (fcntl(s->index.lock_fd, F_OFD_SETLK, &fl) == 0)
+		return 0;
+	if (errno == EAGAIN || errno == EACCES)
+		return pvi_fail(-EBUSY, "store %s is in use by process %" PRIu64, name,
+				rec->writer_pid);
+	return pvi_fail(errno, "store %s: cannot lock its index: %s", name, strerror(errno));
+}
+
+static void note_writer(struct pv_store *s)
+{
+	__atomic_store_n(&s->index.rec->writer_pid, (uint64_t) getpid(), __ATOMIC_RELAXED);
+}
+
+/* ---- create ---- */
+
+static int create_index(struct pv_store *s, const char *name, const struct pv_options *o)
+{
+	uint64_t bytes = pvi_index_memfd_bytes(o->segment_bytes);
+	char memfd_name[80];
+	uint8_t uuid[16];
+	int err;
+
+	if (getrandom(uuid, sizeof(uuid), 0) != (ssize_t) sizeof(uuid))
+		return pvi_fail(errno, "getrandom: %s", strerror(errno));
+	err = pvi_index_init(&s->index);
+	if (err)
+		return err;
+	snprintf(s->index.name, sizeof(s->index.name), "%s", name);
+	memcpy(s->index.uuid, uuid, 16);
+	s->index.window_bytes = o->window_bytes;
+	s->index.granule_bytes = o->segment_bytes;
+	s->index.page_bytes = o->page_bytes;
+	s->index.nlanes = o->lanes;
+	s->index.epoch = 1;
+	for (unsigned int i = 0; i < BASE_ATTEMPTS; i++) {
+		s->index.base = pvi_arena_base(uuid, o->window_bytes, i);
+		err = reserve_window(s);
+		if (err != -EADDRINUSE)
+			break;
+	}
+	if (err)
+		return err;
+	err = geometry(s);
+	if (err)
+		return err;
+	snprintf(memfd_name, sizeof(memfd_name), "pv:%s:index", name);
+	s->index.fd = pvi_arena_memfd(memfd_name, bytes);
+	if (s->index.fd < 0)
+		return s->index.fd;
+	s->index.rec = (struct index_rec *) s->base;
+	err = pvi_arena_map(s->index.rec, bytes, s->index.fd, false);
+	if (!err)
+		err = pvi_arena_commit(s->index.fd, (uint8_t *) s->base, 0, bytes);
+	if (!err)
+		pvi_index_format(s->index.rec, uuid, bytes);
+	return err;
+}
+
+static int create(struct pv_store *s, const char *name, const struct pv_options *o)
+{
+	uint64_t generation;
+	int err = create_index(s, name, o);
+
+	if (err)
+		return err;
+	if (o->limit_bytes && o->limit_bytes < s->index.rec->bytes + o->segment_bytes)
+		return pvi_fail(-ENOSPC,
+				"a limit of %" PRIu64 " bytes is less than index and first segment (%" PRIu64
+				")",
+				o->limit_bytes, s->index.rec->bytes + o->segment_bytes);
+	err = take_lock(s, name, s->index.rec);
+	if (err)
+		return err;
+	note_writer(s);
+	err = pvi_segment_create(s, 0, o->segment_bytes, o->segment_bytes);
+	if (err)
+		return err;
+	pvi_segment_publish(s, 0);
+	s->index.segments[0].off = s->segments[0].off;
+	s->index.segments[0].bytes = s->segments[0].bytes;
+	s->index.segments[0].birth_generation = s->segments[0].birth_generation;
+	s->index.nsegments = 1;
+	err = pvi_index_stage(&s->index, &generation);
+	if (err)
+		return err;
+	pvi_index_commit(&s->index, generation);
+	err = s->handover->ops->keep(s->handover, 1, s->segments[0].fd);
+	if (!err)
+		err = s->handover->ops->keep(s->handover, 0, s->index.fd);
+	set_epoch(s);
+	s->origin = PV_ORIGIN_CREATED;
+	return err;
+}
+
+/* ---- attach ---- */
+
+static struct pvi_fd *find_fd(struct pvi_fd *fds, unsigned int n, uint64_t token)
+{
+	for (unsigned int i = 0; i < n; i++)
+		if (fds[i].token == token && fds[i].fd >= 0)
+			return &fds[i];
+	return NULL;
+}
+
+static int attach_index(struct pv_store *s, const char *name, struct pvi_fd *fd)
+{
+	struct index_rec rec;
+	uint64_t bytes;
+	int err = pvi_arena_verify(fd->fd, "index", sizeof(rec), &bytes);
+
+	if (err)
+		return err;
+	if (pread(fd->fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
+		return pvi_fail(-EBADMSG, "index: cannot read its header");
+	err = pvi_index_check_header(&rec, bytes);
+	if (err)
+		return err;
+	s->index.fd = fd->fd;
+	fd->fd = -1;
+	if (!s->readonly) {
+		err = take_lock(s, name, &rec);
+		if (err)
+			return err;
+		/* What was read before the lock may have been changed by its last owner. */
+		if (pread(s->index.fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
+			return pvi_fail(-EBADMSG, "index: cannot read its header");
+	}
+	return pvi_index_reread(&s->index, &rec);
+}
+
+static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
+{
+	int err = reserve_window(s);
+
+	if (!err)
+		err = geometry(s);
+	if (err)
+		return err;
+	s->index.rec = (struct index_rec *) s->base;
+	err = pvi_arena_map(s->index.rec, pvi_index_memfd_bytes(s->index.granule_bytes), s->index.fd,
+			    s->readonly);
+	for (uint32_t i = 0; i < s->index.nsegments && !err; i++) {
+		struct pvi_fd *fd = find_fd(fds, n, i + 1ull);
+
+		if (!fd)
+			return pvi_fail(-ENXIO,
+					"segment %u (token %u, %" PRIu64
+					" bytes) is named by the index, but nobody keeps it",
+					i, i + 1, s->index.segments[i].bytes);
+		err = pvi_segment_attach(s, i, fd->fd);
+		if (!err)
+			fd->fd = -1;
+	}
+	return err;
+}
+
+/* From here on the image is changed. */
+static int recover(struct pv_store *s)
+{
+	uint64_t generation = s->index.rec->generation;
+	int err = pvi_lane_recover(s, &s->recovered);
+
+	if (err)
+		return err;
+	if (s->index.rec->generation != generation) {
+		/* A root's creation was finished: the index now in force names it. */
+		err = pvi_index_reread(&s->index, s->index.rec);
+		if (err)
+			return err;
+	}
+	s->index.epoch++;
+	set_epoch(s);
+	note_writer(s);
+	err = pvi_index_stage(&s->index, &generation);
+	if (!err)
+		pvi_index_commit(&s->index, generation);
+	return err;
+}
+
+static int attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n)
+{
+	int err = attach_index(s, name, find_fd(fds, n, 0));
+
+	if (!err)
+		err = map_all(s, fds, n);
+	if (!err && s->readonly)
+		set_epoch(s);
+	else if (!err)
+		err = recover(s);
+	if (err || s->readonly)
+		return err;
+	for (unsigned int i = 0; i < n; i++) /* descriptors still here are not in the index */
+		if (fds[i].fd >= 0)
+			s->handover->ops->drop(s->handover, fds[i].token);
+	s->origin = PV_ORIGIN_REATTACHED;
+	return s->from_kexec ? s->handover->ops->finish(s->handover) : 0;
+}
+
+/* ---- open ---- */
+
+/* Is this the leftover of a creation that a crash interrupted: segment 0 and nothing else? */
+static bool unborn(struct pvi_fd *fds, unsigned int n)
+{
+	return n == 1 && fds[0].token == 1;
+}
+
+static int open_store(struct pv_store *s, const char *name)
+{
+	const struct pv_options *o = &s->options;
+	struct pvi_fd *fds = NULL;
+	unsigned int n = 0;
+	int err;
+
+	if (o->flags & PV_RESET) {
+		err = s->handover->ops->forget(s->handover);
+		if (err)
+			return err;
+	}
+	err = s->handover->ops->fetch(s->handover, &fds, &n, &s->from_kexec);
+	if (!err && unborn(fds, n))
+		err = -ENOENT;
+	else if (!err && !find_fd(fds, n, 0))
+		err = pvi_fail(-ENXIO, "store %s: the index is missing, %u segments are kept", name, n);
+	if (err == -ENOENT)
+		err = o->flags & PV_CREATE
+			      ? create(s, name, o)
+			      : pvi_fail(-ENOENT, "there is no store %s (%s backend)", name,
+					 s->handover->ops->name);
+	else if (!err && (o->flags & PV_EXCL))
+		err = pvi_fail(-EEXIST, "store %s exists", name);
+	else if (!err)
+		err = attach(s, name, fds, n);
+	for (unsigned int i = 0; i < n; i++)
+		if (fds[i].fd >= 0)
+			close(fds[i].fd);
+	free(fds);
+	return err;
+}
+
+int pv_open(const char *name, const struct pv_options *opts, struct pv_store **out)
+{
+	uint64_t start = now_ns();
+	struct pv_options o;
+	struct pv_store *s;
+	int err;
+
+	if (!pvi_name_valid(name))
+		return pvi_fail(-EINVAL, "store name \"%s\": 1 to %u of [A-Za-z0-9._-], no leading dot",
+				name ? name : "(null)", PVI_NAME_MAX);
+	err = take_options(&o, opts);
+	if (err)
+		return err;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return pvi_fail(-ENOMEM, "no memory");
+	s->options = o;
+	s->readonly = o.flags & PV_RDONLY;
+	s->limit_bytes = o.limit_bytes;
+	s->index.fd = s->index.lock_fd = -1;
+	pthread_mutex_init(&s->heap_lock, NULL);
+	pthread_mutex_init(&s->index_lock, NULL);
+	pthread_mutex_init(&s->handover_lock, NULL);
+	err = pvi_handover_open(name, &s->options, &s->handover);
+	if (!err)
+		err = open_store(s, name);
+	if (!err)
+		err = pvi_thread_store_open(s);
+	if (err) {
+		teardown(s);
+		if (s->handover)
+			s->handover->ops->close(s->handover);
+		free(s);
+		return err;
+	}
+	s->attach_ns = now_ns() - start;
+	*out = s;
+	return 0;
+}
+
+/* ---- close ---- */
+
+int pv_close(struct pv_store *s)
+{
+	if (!s)
+		return 0;
+	teardown(s);
+	s->handover->ops->close(s->handover);
+	pthread_mutex_destroy(&s->heap_lock);
+	pthread_mutex_destroy(&s->index_lock);
+	pthread_mutex_destroy(&s->handover_lock);
+	free(s);
+	return 0;
+}
+
+int pv_destroy(struct pv_store *s)
+{
+	int err = 0;
+
+	if (!s)
+		return 0;
+	if (s->readonly)
+		err = pvi_fail(-EPERM, "the store was opened read-only");
+	else
+		err = s->handover->ops->forget(s->handover);
+	pv_close(s);
+	return err;
+}
+
+/* ---- handover ---- */
+
+int pv_handover_prepare(struct pv_store *s)
+{
+	struct pvi_fd *fds;
+	uint32_t n;
+	int err;
+
+	if (s->readonly)
+		return pvi_fail(-EPERM, "the store was opened read-only");
+	if (!s->handover->ops->prepare)
+		return pvi_fail(-EOPNOTSUPP, "the %s backend does not carry a store across a kexec",
+				s->handover->ops->name);
+	pthread_mutex_lock(&s->handover_lock);
+	n = s->nsegments;
+	fds = calloc(n + 1, sizeof(*fds));
+	if (!fds) {
+		err = pvi_fail(-ENOMEM, "no memory");
+	} else {
+		fds[0] = (struct pvi_fd){.token = 0, .fd = s->index.fd};
+		for (uint32_t i = 0; i < n; i++)
+			fds[i + 1] = (struct pvi_fd){.token = i + 1ull, .fd = s->segments[i].fd};
+		err = s->handover->ops->prepare(s->handover, fds, n + 1);
+	}
+	pthread_mutex_unlock(&s->handover_lock);
+	free(fds);
+	return err;
+}
+
+int pv_handover_cancel(struct pv_store *s)
+{
+	int err = 0;
+
+	if (s->readonly)
+		return pvi_fail(-EPERM, "the store was opened read-only");
+	pthread_mutex_lock(&s->handover_lock);
+	if (s->handover->ops->cancel)
+		err = s->handover->ops->cancel(s->handover);
+	pthread_mutex_unlock(&s->handover_lock);
+	return err;
+}
+
+int pv_info_get(struct pv_store *s, struct pv_info *out)
+{
+	*out = (struct pv_info){
+		.origin = s->origin,
+		.handover = s->handover->ops->kind,
+		.from_kexec = s->from_kexec,
+		.lanes = s->nlanes,
+		.base = s->base,
+		.window_bytes = s->window_bytes,
+		.page_bytes = 1ull << s->page_shift,
+		.attach_ns = s->attach_ns,
+		.recovered = s->recovered,
+	};
+	pthread_mutex_lock(&s->heap_lock);
+	out->segments = s->nsegments;
+	out->bytes = s->index.rec->bytes;
+	for (uint32_t i = 0; i < s->nsegments; i++)
+		out->bytes += s->segments[i].bytes;
+	out->used_bytes = s->used_pages << s->page_shift;
+	pthread_mutex_unlock(&s->heap_lock);
+	pthread_mutex_lock(&s->index_lock);
+	out->epoch = s->index.epoch;
+	out->generation = s->index.rec->generation;
+	memcpy(out->uuid, s->index.uuid, 16);
+	pthread_mutex_unlock(&s->index_lock);
+	pthread_mutex_lock(&s->handover_lock);
+	out->state = s->handover->state;
+	pthread_mutex_unlock(&s->handover_lock);
+	return 0;
+}

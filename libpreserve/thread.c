@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What a thread holds of a store: a lane and magazines. Made at the thread's first call, given back
+ * when the thread ends, so that thousands of threads over a store's life share a few lanes.
+ *
+ * A thread finds its state through a small thread-local table indexed by the store's slot in the
+ * process; an entry is valid if its serial is the store's, so that a closed store's entries need no
+ * visit. stores_lock protects the table of open stores against a thread that ends meanwhile.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+_Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
+
+static pthread_mutex_t stores_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct pv_store *stores[PVI_STORES_MAX];
+static uint64_t last_serial;
+static pthread_key_t exit_key;
+static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
+static int exit_key_err;
+
+/* Give slots and lane back. heap_lock is held. */
+static void thread_leave(struct pv_store *s, struct pvi_thread *t)
+{
+	struct pvi_thread **link = &s->threads;
+
+	for (uint32_t type = 1; type < t->ntypes; type++) {
+		if (!t->magazines[type])
+			continue;
+		for (uint32_t c = 0; c < s->nclasses; c++) {
+			struct pvi_magazine *m = t->magazines[type][c];
+
+			if (m)
+				pvi_slab_flush(s, t, m, m->n);
+		}
+	}
+	s->lanes_taken[t->lane_number / 64] &= ~(1ull << (t->lane_number % 64));
+	while (*link != t)
+		link = &(*link)->next;
+	*link = t->next;
+}
+
+static void thread_free(struct pv_store *s, struct pvi_thread *t)
+{
+	for (uint32_t type = 1; type < t->ntypes; type++) {
+		for (uint32_t c = 0; t->magazines[type] && c < s->nclasses; c++)
+			free(t->magazines[type][c]);
+		free(t->magazines[type]);
+	}
+	free(t->magazines);
+	free(t);
+}
+
+static void thread_exit(void *unused)
+{
+	pthread_mutex_lock(&stores_lock);
+	for (uint32_t i = 0; i < PVI_STORES_MAX; i++) {
+		struct pv_store *s = stores[i];
+
+		if (!s || pvi_tls[i].serial != s->serial)
+			continue;
+		pthread_mutex_lock(&s->heap_lock);
+		thread_leave(s, pvi_tls[i].thread);
+		pthread_mutex_unlock(&s->heap_lock);
+		thread_free(s, pvi_tls[i].thread);
+		pvi_tls[i].serial = 0;
+	}
+	pthread_mutex_unlock(&stores_lock);
+}
+
+static void make_exit_key(void)
+{
+	exit_key_err = pthread_key_create(&exit_key, thread_exit);
+}
+
+int pvi_thread_store_open(struct pv_store *s)
+{
+	pthread_once(&exit_once, make_exit_key);
+	if (exit_key_err)
+		return pvi_fail(exit_key_err, "no thread-specific key left in this process");
+	pthread_mutex_lock(&stores_lock);
+	for (uint32_t i = 0; i < PVI_STORES_MAX; i++) {
+		if (stores[i])
+			continue;
+		stores[i] = s;
+		s->slot = i;
+		s->serial = ++last_serial;
+		pthread_mutex_unlock(&stores_lock);
+		return 0;
+	}
+	pthread_mutex_unlock(&stores_lock);
+	return pvi_fail(-ENOSPC, "%u stores are open in this process", PVI_STORES_MAX);
+}
+
+void pvi_thread_store_close(struct pv_store *s)
+{
+	pthread_mutex_lock(&stores_lock);
+	stores[s->slot] = NULL;
+	while (s->threads) {
+		struct pvi_thread *t = s->threads;
+
+		s->threads = t->next;
+		thread_free(s, t);
+	}
+	pthread_mutex_unlock(&stores_lock);
+}
+
+static bool take_lane(struct pv_store *s, uint32_t *number)
+{
+	for (uint32_t i = 0; i < s->nlanes; i++) {
+		uint64_t bit = 1ull << (i % 64);
+
+		if (s->lanes_taken[i / 64] & bit)
+			continue;
+		s->lanes_taken[i / 64] |= bit;
+		*number = i;
+		return true;
+	}
+	return false;
+}
+
+int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
+{
+	struct pvi_thread *t;
+	int err;
+
+	if (s->readonly)
+		return pvi_fail(-EPERM, "the store was opened read-only");
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		return pvi_fail(-ENOMEM, "no memory for a thread's state");
+	err = pthread_setspecific(exit_key, t); /* any non-null value: the destructor uses pvi_tls */
+	if (err) {
+		free(t);
+		return pvi_fail(err, "pthread_setspecific: %s", strerror(err));
+	}
+	pthread_mutex_lock(&s->heap_lock);
+	if (!take_lane(s, &t->lane_number)) {
+		pthread_mutex_unlock(&s->heap_lock);
+		free(t);
+		return pvi_fail(-EUSERS, "all %u lanes are in use by threads (pv_options.lanes)",
+				s->nlanes);
+	}
+	t->lane = &s->lanes[t->lane_number];
+	t->next = s->threads;
+	s->threads = t;
+	pthread_mutex_unlock(&s->heap_lock);
+	pvi_tls[s->slot] = (struct pvi_tls_entry){.serial = s->serial, .thread = t};
+	*out = t;
+	return 0;
+}
+
+struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,
+					 uint32_t class)
+{
+	struct pvi_magazine *m;
+
+	if (type >= t->ntypes) {
+		struct pvi_magazine ***bigger =
+			reallocarray(t->magazines, type + 1, sizeof(*t->magazines));
+
+		if (!bigger)
+			return NULL;
+		memset(bigger + t->ntypes, 0, (type + 1 - t->ntypes) * sizeof(*bigger));
+		t->magazines = bigger;
+		t->ntypes = type + 1;
+	}
+	if (!t->magazines[type]) {
+		t->magazines[type] = calloc(PVI_CLASSES, sizeof(*t->magazines[type]));
+		if (!t->magazines[type])
+			return NULL;
+	}
+	m = t->magazines[type][class];
+	if (!m) {
+		m = calloc(1, sizeof(*m));
+		if (!m)
+			return NULL;
+		m->limit = s->classes[class].magazine;
+		t->magazines[type][class] = m;
+	}
+	return m;
+}

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The structs of a running process. Nothing here is ever stored in an arena, and no pointer to any
+ * of this is; all of it is rebuilt, lazily, after an attach.
+ *
+ * Glossary
+ *	window	   the addresses set aside for a store
+ *	segment	   a memfd of fixed size, mapped into the window
+ *	page	   the unit of space in a segment (4 or 16 KiB), one word each in the page map
+ *	slab	   a run of pages with slots of one type and size class
+ *	extent	   a run of pages that is one large object
+ *	slot	   a place for an object in a slab; its state is one byte
+ *	magazine   slots that a thread holds ready, RESERVED in the arena, listed in ordinary memory
+ *	bin	   the slabs of one (type, class) that have free slots
+ *	lane	   a thread's intent log in segment 0
+ *	intent	   a list of absolute stores, done as a whole or not at all
+ *	epoch	   number of the attach for writing; what an older epoch reserved is free
+ *	cold	   said of a slab not yet touched in this epoch; `warming` validates and tidies it
+ *
+ * Locks, in the order in which they may be taken
+ *	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
+ *			index_lock, the list of types
+ *	handover_lock	handover calls; held while a segment joins, so that a prepare sees it on both
+ *			sides or on neither
+ *	index_lock	the index and what it is made from (types, roots, segment list)
+ */
+#ifndef PVI_TYPES_H
+#define PVI_TYPES_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <preserve/preserve.h>
+
+#include "layout.h"
+
+#define PVI_CLASSES	   88u
+#define PVI_SEGMENTS_MAX   2048u
+#define PVI_STORES_MAX	   32u /* open in one process at a time */
+#define PVI_NAME_MAX	   48u
+#define PVI_ROOTS_MAX	   4096u
+#define PVI_MAGAZINE_SLOTS 128u
+
+#define pvi_likely(x)	__builtin_expect(!!(x), 1)
+#define pvi_unlikely(x) __builtin_expect(!!(x), 0)
+
+/** What a size class means in a store with pages of a given size. */
+struct pvi_class {
+	uint32_t slot_bytes;
+	uint32_t reciprocal; /* idx = (offset in slab * reciprocal) >> 32, exact for slot starts */
+	uint32_t nslots;     /* in the grid */
+	uint32_t usable;     /* of those, not under the slab_rec */
+	uint32_t npages;
+	uint32_t meta_bytes; /* slab_rec and slot bytes */
+	bool in_grid;	     /* the slab_rec takes the place of slots; else it stands behind them */
+	uint16_t magazine;   /* slots that a thread may hold */
+};
+
+enum pvi_slab_state {
+	PVI_SLAB_NONE = 0, /* not the head of a slab */
+	PVI_SLAB_COLD,	   /* on its bin's cold list */
+	PVI_SLAB_PARTIAL,  /* has FREE slots, on its bin's partial list */
+	PVI_SLAB_FULL,	   /* no FREE slot, on no list */
+	PVI_EXTENT_HELD,   /* extent reserved, not yet live */
+};
+
+/** Descriptor of a slab or of a reserved extent, at the index of its head page. */
+struct pvi_slab {
+	struct pvi_slab *next;
+	struct pvi_slab *prev;
+	uint32_t nfree;	 /* FREE slot bytes; of a held extent: pages */
+	uint32_t cursor; /* no FREE slot byte before it; of a held extent: type */
+	uint16_t segment;
+	uint8_t state; /* enum pvi_slab_state */
+};
+
+struct pvi_segment {
+	uint8_t *addr;
+	uint64_t *map; /* page map in the arena */
+	uint64_t off;
+	uint64_t bytes;
+	uint32_t npages;
+	uint32_t first_page;
+	uint32_t number;
+	int fd;
+	uint64_t birth_generation;
+	/* Under heap_lock, valid once `loaded`. */
+	bool loaded;
+	uint32_t free_pages;
+	uint32_t cursor;       /* where the search for free pages goes on */
+	uint64_t *taken;       /* bitmap: page in use or held */
+	struct pvi_slab *slabs; /* npages descriptors */
+};
+
+/** Slabs of one type and class that may have free slots. Lists are under heap_lock. */
+struct pvi_bin {
+	struct pvi_slab *partial;
+	struct pvi_slab *cold;
+};
+
+struct pvi_magazine {
+	uint32_t n;
+	uint32_t limit;
+	void *slots[PVI_MAGAZINE_SLOTS];
+};
+
+/** What a thread holds of a store. */
+struct pvi_thread {
+	struct pv_store *store;
+	struct pvi_thread *next; /* in store->threads, under heap_lock */
+	struct lane_rec *lane;
+	uint32_t lane_number;
+	uint32_t ntypes;
+	struct pvi_magazine ***magazines; /* by type, then class; made on first use */
+};
+
+struct pvi_type {
+	char name[PVI_NAME_MAX + 1];
+	uint32_t version;
+	uint32_t bytes;
+	uint32_t npointers;
+	uint32_t *pointers;
+	uint64_t fingerprint;
+	struct pvi_bin *bins; /* PVI_CLASSES, made on first use */
+};
+
+struct pvi_root {
+	char name[PVI_NAME_MAX + 1];
+	uint32_t type;
+	uint64_t bytes;
+	uint64_t off;
+};
+
+/** The index in the form in which the process uses it. */
+struct pvi_index {
+	struct index_rec *rec; /* mapped at the start of the window */
+	int fd;
+	int lock_fd; /* a second open file description, which carries the lock */
+	uint64_t base;
+	uint64_t window_bytes;
+	uint64_t granule_bytes;
+	uint64_t page_bytes;
+	uint64_t epoch;
+	uint32_t nlanes;
+	uint32_t nsegments;
+	uint32_t ntypes; /* types are numbered from 1 */
+	uint32_t nroots;
+	struct pvi_type *types; /* PV_TYPES_MAX + 1, [0] unused */
+	struct pvi_root *roots; /* grows */
+	struct {
+		uint64_t off;
+		uint64_t bytes;
+		uint64_t birth_generation;
+	} *segments; /* PVI_SEGMENTS_MAX */
+	char name[PVI_NAME_MAX + 1];
+	uint8_t uuid[16];
+};
+
+struct pvi_handover;
+
+struct pv_store {
+	/* Read without a lock, constant after pv_open() but for the segment table's growth. */
+	uintptr_t base;
+	uint64_t window_bytes;
+	uint32_t granule_shift;
+	uint32_t page_shift;
+	uint64_t epoch_bits; /* the epoch as it stands in page map entries, shifted */
+	_Atomic(struct pvi_segment *) *segment_of; /* by granule */
+	struct pvi_class classes[PVI_CLASSES];
+	uint32_t nclasses; /* larger objects are extents */
+	uint32_t slot;	   /* of the process's table of stores */
+	uint64_t serial;   /* tells this handle from an earlier one in the same slot */
+	bool readonly;
+
+	struct pvi_segment *segments; /* PVI_SEGMENTS_MAX */
+	_Atomic uint32_t nsegments;
+	struct lane_rec *lanes;
+	uint32_t nlanes;
+
+	pthread_mutex_t heap_lock;
+	uint64_t *lanes_taken; /* bitmap */
+	struct pvi_thread *threads;
+	uint64_t limit_bytes;
+	uint64_t used_pages;
+
+	pthread_mutex_t index_lock;
+	struct pvi_index index;
+
+	pthread_mutex_t handover_lock;
+	struct pvi_handover *handover;
+
+	enum pv_origin origin;
+	bool from_kexec;
+	bool window_reserved;
+	uint64_t attach_ns;
+	uint64_t recovered;
+	struct pv_options options;
+};
+
+#endif
