@@ -18,14 +18,13 @@
 
 /** An object as its address says it: a slot, or an extent. */
 struct object {
-	struct pvi_segment *seg;
-	uint64_t rec;	    /* page map entry; of an extent that is held: as it will be */
-	uint64_t state_off; /* offset of the slot byte, or of the extent's first page */
-	uint8_t *byte;	    /* NULL: an extent */
-	bool held;	    /* an extent that is not live */
+	uint8_t *byte;	      /* its slot byte; NULL: an extent */
+	uint64_t rec;	      /* page map entry; of an extent that is held: as it will be */
+	struct pvi_segment *seg; /* extents only */
+	bool held;	      /* an extent that is not live */
 };
 
-static int no_object(const void *p)
+static __attribute__((noinline, cold)) int no_object(const void *p)
 {
 	return pvi_fail(-EINVAL, "%p is not the start of an object of this store", p);
 }
@@ -45,19 +44,18 @@ static int warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	return err;
 }
 
-static int find_extent(struct pv_store *s, const void *p, uint64_t off, struct object *o)
+static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *seg, uint64_t rec,
+		       struct object *o)
 {
-	struct pvi_segment *seg = o->seg;
-	uint32_t page = (uint32_t) ((off - seg->off) >> s->page_shift);
+	uint64_t seg_off = (uint64_t) ((uintptr_t) p - s->base) - seg->off;
+	uint32_t page = (uint32_t) (seg_off >> s->page_shift);
 
-	if ((off - seg->off) & ((1u << s->page_shift) - 1))
+	*o = (struct object){.rec = rec, .seg = seg};
+	if (seg_off & ((1u << s->page_shift) - 1))
 		return no_object(p);
-	o->byte = NULL;
-	o->state_off = off;
-	o->held = false;
-	if (pvi_page_kind(o->rec) == PV_PAGE_EXTENT)
-		return pvi_page_head_sound(s, seg, page, o->rec) ? 0 : no_object(p);
-	if (pvi_page_kind(o->rec) != PV_PAGE_FREE || s->readonly)
+	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
+		return pvi_page_head_sound(s, seg, page, rec) ? 0 : no_object(p);
+	if (pvi_page_kind(rec) != PV_PAGE_FREE || s->readonly)
 		return no_object(p);
 	pthread_mutex_lock(&s->heap_lock);
 	if (seg->loaded && seg->slabs[page].state == PVI_EXTENT_HELD) {
@@ -68,47 +66,79 @@ static int find_extent(struct pv_store *s, const void *p, uint64_t off, struct o
 	return o->held ? 0 : no_object(p);
 }
 
-static inline int find_object(struct pv_store *s, const void *p, struct object *o)
+/* The slot byte of an object in a slab whose entry is `rec`; NULL: not the start of a slot. */
+static inline uint8_t *slot_byte(const struct pv_store *s, const struct pvi_segment *seg,
+				 uint64_t seg_off, uint64_t rec)
 {
-	uint64_t off = (uint64_t) ((uintptr_t) p - s->base);
+	uint32_t page = (uint32_t) (seg_off >> s->page_shift);
+	const struct pvi_divisor *d = &s->divisors[pvi_rec_class(rec)];
+	uint64_t slab_off = (uint64_t) (page - pvi_rec_back(rec)) << s->page_shift;
+	uint64_t in = seg_off - slab_off, i = in * d->reciprocal >> 32;
+
+	if (pvi_unlikely(i * d->slot_bytes != in || i >= d->nslots))
+		return NULL;
+	return seg->addr + slab_off + pvi_rec_meta(rec) + sizeof(struct slab_rec) + i;
+}
+
+/* Everything that slot_of() does not answer at once. */
+static __attribute__((noinline)) int find_slow(struct pv_store *s, const void *p, struct object *o)
+{
+	uint64_t off = (uint64_t) ((uintptr_t) p - s->base), rec;
 	struct pvi_segment *seg = pvi_store_segment(s, off);
-	const struct pvi_class *c;
-	uint64_t in, i, head_off;
-	uint32_t page;
+	uint32_t page, head;
 	int err;
 
-	if (pvi_unlikely(!seg))
+	if (!seg)
 		return no_object(p);
-	page = (uint32_t) ((off - seg->off) >> s->page_shift);
-	if (pvi_unlikely(page >= seg->npages))
+	off -= seg->off;
+	page = (uint32_t) (off >> s->page_shift);
+	if (page >= seg->npages)
 		return no_object(p);
-	o->seg = seg;
-	o->rec = pvi_rec_load(seg->map, page);
-	if (pvi_unlikely(pvi_page_kind(o->rec) != PV_PAGE_SLAB))
-		return find_extent(s, p, off, o);
-	if (pvi_unlikely((o->rec & PVI_EPOCH_MASK) != s->epoch_bits)) {
+	rec = pvi_rec_load(seg->map, page);
+	if (pvi_page_kind(rec) != PV_PAGE_SLAB)
+		return find_extent(s, p, seg, rec, o);
+	if ((rec & PVI_EPOCH_MASK) != s->epoch_bits) {
 		err = warm(s, seg, page);
 		if (err)
 			return err;
-		o->rec = pvi_rec_load(seg->map, page);
+		rec = pvi_rec_load(seg->map, page);
 	}
-	c = &s->classes[pvi_rec_class(o->rec)];
-	head_off = (uint64_t) (page - pvi_rec_back(o->rec)) << s->page_shift;
-	in = off - seg->off - head_off;
-	i = in * c->reciprocal >> 32;
-	if (pvi_unlikely(i * c->slot_bytes != in || i >= c->nslots))
+	/* A read-only handle warms nothing, so the entry is checked here. */
+	head = page - pvi_rec_back(rec);
+	if (head > page || !pvi_page_head_sound(s, seg, head, pvi_rec_load(seg->map, head)))
 		return no_object(p);
-	head_off += pvi_rec_meta(o->rec) + sizeof(struct slab_rec) + i;
-	o->state_off = seg->off + head_off;
-	o->byte = seg->addr + head_off;
-	o->held = false;
-	return 0;
+	*o = (struct object){.rec = rec, .byte = slot_byte(s, seg, off, rec)};
+	return o->byte ? 0 : no_object(p);
 }
 
-
-static uint8_t state_of(const struct object *o)
+/* The slot byte of an object in a slab that is warm; NULL for anything else. */
+static inline uint8_t *slot_of(struct pv_store *s, const void *p, uint64_t *rec)
 {
-	if (!o->byte)
+	uint64_t off = (uint64_t) ((uintptr_t) p - s->base);
+	struct pvi_segment *seg = pvi_store_segment(s, off);
+	uint32_t page;
+
+	if (pvi_unlikely(!seg))
+		return NULL;
+	off -= seg->off;
+	page = (uint32_t) (off >> s->page_shift);
+	if (pvi_unlikely(page >= seg->npages))
+		return NULL;
+	*rec = pvi_rec_load(seg->map, page);
+	if (pvi_unlikely((*rec & (PVI_EPOCH_MASK | 3)) != (s->epoch_bits | PV_PAGE_SLAB)))
+		return NULL;
+	return slot_byte(s, seg, off, *rec);
+}
+
+static inline int find_object(struct pv_store *s, const void *p, struct object *o)
+{
+	o->byte = slot_of(s, p, &o->rec);
+	return pvi_likely(o->byte != NULL) ? 0 : find_slow(s, p, o);
+}
+
+static inline uint8_t state_of(const struct object *o)
+{
+	if (pvi_unlikely(!o->byte))
 		return o->held ? PV_SLOT_RESERVED : PV_SLOT_LIVE;
 	return __atomic_load_n(o->byte, __ATOMIC_RELAXED);
 }
@@ -135,6 +165,13 @@ static int reserve_extent(struct pv_store *s, pv_type_t type, size_t bytes, void
 	}
 	pthread_mutex_unlock(&s->heap_lock);
 	return err;
+}
+
+static inline void *take_slot(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m)
+{
+	t->last = m->slots[--m->n];
+	t->last_releases = atomic_load_explicit(&s->releases, memory_order_relaxed);
+	return t->last.object;
 }
 
 static __attribute__((noinline)) int reserve_slow(struct pv_store *s, struct pvi_thread *t,
@@ -168,7 +205,7 @@ static __attribute__((noinline)) int reserve_slow(struct pv_store *s, struct pvi
 		if (err)
 			return err;
 	}
-	*out = m->slots[--m->n];
+	*out = take_slot(s, t, m);
 	return 0;
 }
 
@@ -187,7 +224,7 @@ int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 		/* A magazine exists only after the slow path has accepted a size of this class for
 		 * this type, so every slot of it is large enough for the type. */
 		if (pvi_likely(m && m->n)) {
-			*out = m->slots[--m->n];
+			*out = take_slot(s, t, m);
 			return 0;
 		}
 	}
@@ -196,34 +233,46 @@ int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 
 /* ---- freed slots ---- */
 
-static void keep_slot(struct pv_store *s, struct pvi_thread *t, uint64_t rec, void *object)
+static __attribute__((noinline)) void keep_slot_slow(struct pv_store *s, struct pvi_thread *t,
+						      uint64_t rec, struct pvi_held held)
 {
-	uint32_t type = pvi_rec_type(rec), class = pvi_rec_class(rec);
-	struct pvi_magazine *m;
+	struct pvi_magazine one = {.n = 1, .slots = {held}};
+	struct pvi_magazine *m = pvi_thread_magazine(s, t, pvi_rec_type(rec), pvi_rec_class(rec));
 
-	if (pvi_likely(type < t->ntypes && t->magazines[type] && t->magazines[type][class]))
-		m = t->magazines[type][class];
-	else
-		m = pvi_thread_magazine(s, t, type, class);
-	if (pvi_unlikely(!m)) { /* no memory for a magazine: straight to the slab */
-		struct pvi_magazine one = {.n = 1, .slots = {object}};
-
-		pthread_mutex_lock(&s->heap_lock);
+	pthread_mutex_lock(&s->heap_lock);
+	if (!m) /* no memory for a magazine: straight to the slab */
 		pvi_slab_flush(s, t, &one, 1);
-		pthread_mutex_unlock(&s->heap_lock);
-		return;
-	}
-	if (pvi_unlikely(m->n == m->limit)) {
-		pthread_mutex_lock(&s->heap_lock);
+	else if (m->n == m->limit)
 		pvi_slab_flush(s, t, m, (m->limit + 1) / 2);
-		pthread_mutex_unlock(&s->heap_lock);
-	}
-	m->slots[m->n++] = object;
+	pthread_mutex_unlock(&s->heap_lock);
+	if (m)
+		m->slots[m->n++] = held;
 }
 
-static void extent_ended(struct pv_store *s, const struct object *o)
+static inline void keep_slot(struct pv_store *s, struct pvi_thread *t, uint64_t rec,
+			     struct pvi_held held)
 {
-	uint32_t page = (uint32_t) ((o->state_off - o->seg->off) >> s->page_shift);
+	uint32_t type = pvi_rec_type(rec);
+	struct pvi_magazine *m;
+
+	if (pvi_likely(type < t->ntypes && t->magazines[type])) {
+		m = t->magazines[type][pvi_rec_class(rec)];
+		if (pvi_likely(m && m->n < m->limit)) {
+			m->slots[m->n++] = held;
+			return;
+		}
+	}
+	keep_slot_slow(s, t, rec, held);
+}
+
+static uint32_t extent_page(const struct pv_store *s, const struct object *o, const void *p)
+{
+	return (uint32_t) ((size_t) ((const uint8_t *) p - o->seg->addr) >> s->page_shift);
+}
+
+static void extent_ended(struct pv_store *s, const struct object *o, const void *p)
+{
+	uint32_t page = extent_page(s, o, p);
 
 	pthread_mutex_lock(&s->heap_lock);
 	if (o->seg->loaded) { /* else the page map tells when it is */
@@ -233,12 +282,10 @@ static void extent_ended(struct pv_store *s, const struct object *o)
 	pthread_mutex_unlock(&s->heap_lock);
 }
 
-static void extent_published(struct pv_store *s, const struct object *o)
+static void extent_published(struct pv_store *s, const struct object *o, const void *p)
 {
-	uint32_t page = (uint32_t) ((o->state_off - o->seg->off) >> s->page_shift);
-
 	pthread_mutex_lock(&s->heap_lock);
-	o->seg->slabs[page].state = PVI_SLAB_NONE;
+	o->seg->slabs[extent_page(s, o, p)].state = PVI_SLAB_NONE;
 	pthread_mutex_unlock(&s->heap_lock);
 }
 
@@ -255,87 +302,122 @@ int pv_cancel(struct pv_store *s, void *p)
 	if (state_of(&o) != PV_SLOT_RESERVED)
 		return pvi_fail(-EINVAL, "%p is not reserved", p);
 	if (o.byte)
-		keep_slot(s, t, o.rec, p);
+		keep_slot(s, t, o.rec, (struct pvi_held){p, o.byte});
 	else
-		extent_ended(s, &o);
+		extent_ended(s, &o, p);
 	return 0;
 }
 
 /* ---- publish ---- */
 
-static const char *const state_names[] = {"free", "live", "reserved", "retired"};
-
 static __attribute__((noinline, cold)) int wrong_state(const struct object *o, const void *p,
 							const char *want)
 {
+	static const char *const names[] = {"free", "live", "reserved", "retired"};
 	uint8_t state = state_of(o);
 
 	return pvi_fail(-EINVAL, "%p is %s, not %s", p,
-			state <= PV_SLOT_RETIRED ? state_names[state] : "no object", want);
+			state <= PV_SLOT_RETIRED ? names[state] : "no object", want);
 }
 
-static inline int word_ok(struct pv_store *s, const void *p)
+static __attribute__((noinline, cold)) int no_word(const void *p)
 {
-	uint64_t off = (uint64_t) ((uintptr_t) p - s->base);
+	return pvi_fail(-EINVAL, "%p is not an aligned word in a page of objects of this store", p);
+}
+
+static inline bool word_ok(struct pv_store *s, const void *p)
+{
+	uint64_t off = (uint64_t) ((uintptr_t) p - s->base), page;
 	const struct pvi_segment *seg = pvi_store_segment(s, off);
-	uint64_t page;
 
 	if (pvi_unlikely(!seg || off % 8))
-		return pvi_fail(-EINVAL, "%p is not an aligned word of this store", p);
+		return false;
 	page = (off - seg->off) >> s->page_shift;
-	if (pvi_unlikely(page < seg->first_page || page >= seg->npages))
-		return pvi_fail(-EINVAL, "%p is not in a page of objects", p);
-	return 0;
+	return pvi_likely(page >= seg->first_page && page < seg->npages);
 }
 
-/* Resolve one action into the lane; objects that end or begin are noted in *o. */
-static inline int resolve(struct pv_store *s, const struct pv_action *a, struct action_rec *out,
-			  struct object *o)
+static inline uint64_t where_is(const struct pv_store *s, const struct object *o, const void *p)
+{
+	return o->byte ? pvi_lane_where(PV_DO_SLOT, (uintptr_t) o->byte - s->base)
+		       : pvi_lane_where(PV_DO_PAGES, (uintptr_t) p - s->base);
+}
+
+static inline int resolve_live(struct pv_store *s, struct pvi_thread *t, void *p,
+			       struct action_rec *out, struct object *o)
 {
 	int err;
 
-	switch (a->op) {
-	case PV_ACTION_STORE:
-		err = word_ok(s, a->target);
+	if (pvi_likely(t->last.object == p &&
+		       t->last_releases ==
+			       atomic_load_explicit(&s->releases, memory_order_relaxed))) {
+		o->byte = t->last.byte;
+		t->last.object = NULL;
+	} else {
+		err = find_object(s, p, o);
 		if (pvi_unlikely(err))
 			return err;
-		out->where = pvi_lane_where(PV_DO_WORD, (uintptr_t) a->target - s->base);
-		out->value = a->value;
-		return 0;
-	case PV_ACTION_LIVE:
-		err = find_object(s, a->target, o);
-		if (pvi_unlikely(err))
-			return err;
-		if (pvi_unlikely(state_of(o) != PV_SLOT_RESERVED))
-			return wrong_state(o, a->target, "reserved");
-		out->where = pvi_lane_where(o->byte ? PV_DO_SLOT : PV_DO_PAGES, o->state_off);
-		out->value = o->byte ? PV_SLOT_LIVE : o->rec;
-		return 0;
-	case PV_ACTION_FREE:
-		err = find_object(s, a->target, o);
-		if (pvi_unlikely(err))
-			return err;
-		if (pvi_unlikely(state_of(o) != PV_SLOT_LIVE))
-			return wrong_state(o, a->target, "live");
-		out->where = pvi_lane_where(o->byte ? PV_DO_SLOT : PV_DO_PAGES, o->state_off);
-		out->value = o->byte ? PV_SLOT_FREE : pvi_rec_free(pvi_rec_extent_pages(o->rec));
-		return 0;
 	}
-	return pvi_fail(-EINVAL, "action %u is unknown", a->op);
+	if (pvi_unlikely(state_of(o) != PV_SLOT_RESERVED))
+		return wrong_state(o, p, "reserved");
+	out->where = where_is(s, o, p);
+	out->value = o->byte ? PV_SLOT_LIVE : o->rec;
+	return 0;
 }
 
-/* The same object twice, in whatever roles, is a mistake of the caller. */
-static int check_distinct(const struct pv_action *actions, const struct action_rec *recs,
-			  unsigned int n)
+static inline int resolve_free(struct pv_store *s, void *p, struct action_rec *out,
+			       struct object *o)
 {
+	int err = find_object(s, p, o);
+
+	if (pvi_unlikely(err))
+		return err;
+	if (pvi_unlikely(state_of(o) != PV_SLOT_LIVE))
+		return wrong_state(o, p, "live");
+	out->where = where_is(s, o, p);
+	out->value = o->byte ? PV_SLOT_FREE : pvi_rec_free(pvi_rec_extent_pages(o->rec));
+	return 0;
+}
+
+/* Translate the actions into the lane. Nothing is changed yet. */
+static inline int resolve(struct pv_store *s, struct pvi_thread *t, const struct pv_action *actions,
+			  unsigned int n, struct object *objects)
+{
+	struct action_rec *recs = t->lane->actions;
+	unsigned int live = 0, freed = 0;
+	int err;
+
 	for (unsigned int i = 0; i < n; i++) {
-		if (actions[i].op == PV_ACTION_STORE)
+		void *p = actions[i].target;
+
+		switch (actions[i].op) {
+		case PV_ACTION_STORE:
+			if (pvi_unlikely(!word_ok(s, p)))
+				return no_word(p);
+			recs[i].where = pvi_lane_where(PV_DO_WORD, (uintptr_t) p - s->base);
+			recs[i].value = actions[i].value;
 			continue;
-		for (unsigned int k = 0; k < i; k++)
-			if (recs[k].where == recs[i].where && actions[k].op != PV_ACTION_STORE)
+		case PV_ACTION_LIVE:
+			err = resolve_live(s, t, p, &recs[i], &objects[i]);
+			live++;
+			break;
+		case PV_ACTION_FREE:
+			err = resolve_free(s, p, &recs[i], &objects[i]);
+			freed++;
+			break;
+		default:
+			return pvi_fail(-EINVAL, "action %u is unknown", actions[i].op);
+		}
+		if (pvi_unlikely(err))
+			return err;
+	}
+	if (pvi_likely(live <= 1 && freed <= 1))
+		return 0;
+	/* What is reserved is not live, so the same object twice is twice live or twice free. */
+	for (unsigned int i = 0; i < n; i++)
+		for (unsigned int k = 0; k < i && actions[i].op != PV_ACTION_STORE; k++)
+			if (recs[k].where == recs[i].where)
 				return pvi_fail(-EINVAL, "%p stands twice in one intent",
 						actions[i].target);
-	}
 	return 0;
 }
 
@@ -350,26 +432,39 @@ int pv_publish(struct pv_store *s, const struct pv_action *actions, unsigned int
 	if (pvi_unlikely(n > PV_ACTIONS_MAX))
 		return pvi_fail(-ENOSPC, "%u actions in an intent, the most is %u", n,
 				PV_ACTIONS_MAX);
-	for (unsigned int i = 0; i < n; i++) {
-		err = resolve(s, &actions[i], &t->lane->actions[i], &objects[i]);
-		if (pvi_unlikely(err))
-			return err;
-	}
-	if (n > 1) {
-		err = check_distinct(actions, t->lane->actions, n);
-		if (pvi_unlikely(err))
-			return err;
-	}
-	pvi_lane_run(s, t->lane, n);
+	err = resolve(s, t, actions, n, objects);
+	if (pvi_unlikely(err))
+		return err;
+	pvi_lane_begin(t->lane, n);
 	for (unsigned int i = 0; i < n; i++) {
 		const struct object *o = &objects[i];
 
-		if (actions[i].op == PV_ACTION_FREE && pvi_likely(o->byte != NULL))
-			keep_slot(s, t, o->rec, actions[i].target);
-		else if (actions[i].op == PV_ACTION_FREE)
-			extent_ended(s, o);
-		else if (actions[i].op == PV_ACTION_LIVE && !o->byte)
-			extent_published(s, o);
+		if (actions[i].op == PV_ACTION_STORE)
+			__atomic_store_n((uint64_t *) actions[i].target, actions[i].value,
+					 __ATOMIC_RELEASE);
+		else if (pvi_unlikely(!o->byte))
+			pvi_lane_apply(s, &t->lane->actions[i]);
+		else /* what this process frees stays held: it goes to the magazine below */
+			__atomic_store_n(o->byte,
+					 actions[i].op == PV_ACTION_LIVE ? PV_SLOT_LIVE
+									 : PV_SLOT_RESERVED,
+					 __ATOMIC_RELEASE);
+	}
+	pvi_lane_end(t->lane);
+	for (unsigned int i = 0; i < n; i++) {
+		const struct object *o = &objects[i];
+		void *p = actions[i].target;
+
+		if (actions[i].op == PV_ACTION_STORE)
+			continue;
+		if (pvi_likely(o->byte != NULL)) {
+			if (actions[i].op == PV_ACTION_FREE)
+				keep_slot(s, t, o->rec, (struct pvi_held){p, o->byte});
+		} else if (actions[i].op == PV_ACTION_FREE) {
+			extent_ended(s, o, p);
+		} else {
+			extent_published(s, o, p);
+		}
 	}
 	return 0;
 }
@@ -378,9 +473,11 @@ int pv_publish(struct pv_store *s, const struct pv_action *actions, unsigned int
 
 int pvi_heap_live_begin(struct pv_store *s, void *object, struct action_rec *live)
 {
+	struct pvi_thread *t;
 	struct object o;
+	int err = pvi_thread_get(s, &t);
 
-	return resolve(s, &PV_LIVE(object), live, &o);
+	return err ? err : resolve_live(s, t, object, live, &o);
 }
 
 void pvi_heap_live_end(struct pv_store *s, void *object)
@@ -388,7 +485,7 @@ void pvi_heap_live_end(struct pv_store *s, void *object)
 	struct object o;
 
 	if (find_object(s, object, &o) == 0 && !o.byte)
-		extent_published(s, &o);
+		extent_published(s, &o, object);
 }
 
 /* ---- simple forms ---- */
@@ -410,10 +507,8 @@ int pv_alloc(struct pv_store *s, pv_type_t type, size_t bytes, void **dest)
 
 int pv_free(struct pv_store *s, void **dest)
 {
-	int err = word_ok(s, dest);
-
-	if (err)
-		return err;
+	if (!word_ok(s, dest))
+		return no_word(dest);
 	return pv_publish(s, (struct pv_action[]){PV_STORE(dest, 0), PV_FREE(*dest)}, 2);
 }
 

@@ -58,11 +58,33 @@ static inline uint64_t pvi_lane_where(uint64_t op, uint64_t off)
 {
 	return op << PV_DO_OP_SHIFT | off;
 }
-/** Do the lane's first n actions as one, and leave the lane idle. Slots freed become RESERVED. */
+/* In a single thread the compiler must keep the order of arena stores; the CPU does not matter, see
+ * docs/CRASH.md. */
+static inline void pvi_barrier(void)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+}
+/** From here on a crash makes recovery do the lane's first n actions. */
+static inline void pvi_lane_begin(struct lane_rec *lane, uint64_t n)
+{
+	pvi_barrier();
+	__atomic_store_n(&lane->count, n, __ATOMIC_RELAXED);
+	pvi_barrier();
+}
+/** The actions are done. */
+static inline void pvi_lane_end(struct lane_rec *lane)
+{
+	pvi_barrier();
+	__atomic_store_n(&lane->count, 0, __ATOMIC_RELAXED);
+	pvi_barrier();
+}
+/** Do one action. */
+void pvi_lane_apply(struct pv_store *s, const struct action_rec *a);
+/** Do the lane's first n actions as one, and leave the lane idle. */
 void pvi_lane_run(struct pv_store *s, struct lane_rec *lane, unsigned int n);
 /** After a crash: check every lane, then redo what is valid. *redone counts. Attach only. */
 int pvi_lane_recover(struct pv_store *s, uint64_t *redone);
-/** Write page map entries [page, page + pages of rec) of a segment for `rec`. */
+/** Write the page map of a segment from a page on as `rec` says: SLAB, EXTENT or FREE. */
 void pvi_lane_apply_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
 
 /* ---- sizeclass.c ---- */
@@ -209,13 +231,6 @@ static inline struct pvi_segment *pvi_store_segment(const struct pv_store *s, ui
 	if (off >= s->window_bytes)
 		return NULL;
 	return atomic_load_explicit(&s->segment_of[off >> s->granule_shift], memory_order_acquire);
-}
-
-/** In a single thread the compiler must keep the order of arena stores; the CPU does not matter,
- *  see docs/CRASH.md. */
-static inline void pvi_barrier(void)
-{
-	atomic_signal_fence(memory_order_seq_cst);
 }
 
 /** Is it a name that may stand in an index, a socket's path and a session's name? */

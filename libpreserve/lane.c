@@ -51,27 +51,23 @@ void pvi_lane_apply_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t 
 	}
 }
 
-/* `freed` is what a slot that is freed becomes: RESERVED for the thread that frees it, which puts it
- * into its magazine; FREE in recovery. */
-static inline void apply(struct pv_store *s, const struct action_rec *a, uint8_t freed)
+void pvi_lane_apply(struct pv_store *s, const struct action_rec *a)
 {
 	uint8_t *p = (uint8_t *) s->base + off_of(a);
+	struct pvi_segment *seg;
 
 	switch (op_of(a)) {
 	case PV_DO_SLOT:
-		__atomic_store_n(p, a->value == PV_SLOT_LIVE ? (uint8_t) PV_SLOT_LIVE : freed,
-				 __ATOMIC_RELEASE);
+		__atomic_store_n(p, (uint8_t) a->value, __ATOMIC_RELEASE);
 		break;
 	case PV_DO_WORD:
 		__atomic_store_n((uint64_t *) (void *) p, a->value, __ATOMIC_RELEASE);
 		break;
-	case PV_DO_PAGES: {
-		struct pvi_segment *seg = pvi_store_segment(s, off_of(a));
-
+	case PV_DO_PAGES:
+		seg = pvi_store_segment(s, off_of(a));
 		pvi_lane_apply_pages(s, seg,
 				     (uint32_t) ((off_of(a) - seg->off) >> s->page_shift), a->value);
 		break;
-	}
 	case PV_DO_FLIP:
 		pvi_index_commit(&s->index, a->value);
 		break;
@@ -80,14 +76,10 @@ static inline void apply(struct pv_store *s, const struct action_rec *a, uint8_t
 
 void pvi_lane_run(struct pv_store *s, struct lane_rec *lane, unsigned int n)
 {
-	pvi_barrier();
-	__atomic_store_n(&lane->count, n, __ATOMIC_RELAXED);
-	pvi_barrier();
+	pvi_lane_begin(lane, n);
 	for (unsigned int i = 0; i < n; i++)
-		apply(s, &lane->actions[i], PV_SLOT_RESERVED);
-	pvi_barrier();
-	__atomic_store_n(&lane->count, 0, __ATOMIC_RELAXED);
-	pvi_barrier();
+		pvi_lane_apply(s, &lane->actions[i]);
+	pvi_lane_end(lane);
 }
 
 /* ---- recovery ---- */
@@ -179,10 +171,8 @@ int pvi_lane_recover(struct pv_store *s, uint64_t *redone)
 			continue;
 		pvi_barrier();
 		for (uint64_t k = 0; k < lane->count; k++)
-			apply(s, &lane->actions[k], PV_SLOT_FREE);
-		pvi_barrier();
-		__atomic_store_n(&lane->count, 0, __ATOMIC_RELAXED);
-		pvi_barrier();
+			pvi_lane_apply(s, &lane->actions[k]);
+		pvi_lane_end(lane);
 		(*redone)++;
 	}
 	return 0;

@@ -178,6 +178,7 @@ static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bi
 	t->lane->actions[0].value = pvi_rec_free(c->npages);
 	pvi_lane_run(s, t->lane, 1);
 	d->state = PVI_SLAB_NONE;
+	atomic_fetch_add_explicit(&s->releases, 1, memory_order_relaxed);
 	pvi_page_free(s, seg, page, c->npages);
 }
 
@@ -260,7 +261,7 @@ static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_s
 		uint32_t i = (uint32_t) (b - bytes);
 
 		__atomic_store_n(b, PV_SLOT_RESERVED, __ATOMIC_RELAXED);
-		m->slots[m->n++] = slab + (size_t) i * c->slot_bytes;
+		m->slots[m->n++] = (struct pvi_held){slab + (size_t) i * c->slot_bytes, b};
 		d->cursor = i + 1;
 		d->nfree--;
 		got++;
@@ -327,7 +328,7 @@ void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazin
 		    uint32_t count)
 {
 	for (uint32_t k = 0; k < count; k++) {
-		uint64_t off = (uint64_t) ((uintptr_t) m->slots[k] - s->base);
+		uint64_t off = (uint64_t) ((uintptr_t) m->slots[k].object - s->base);
 		struct pvi_segment *seg = pvi_store_segment(s, off);
 		uint32_t page = (uint32_t) ((off - seg->off) >> s->page_shift);
 		uint64_t rec = pvi_rec_load(seg->map, page);
@@ -338,10 +339,8 @@ void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazin
 
 		page -= pvi_rec_back(rec);
 		d = &seg->slabs[page];
-		i = (uint32_t) ((off - seg->off - ((uint64_t) page << s->page_shift)) /
-				c->slot_bytes);
-		__atomic_store_n(pvi_slab_bytes(s, seg, page, rec) + i, PV_SLOT_FREE,
-				 __ATOMIC_RELAXED);
+		i = (uint32_t) (m->slots[k].byte - pvi_slab_bytes(s, seg, page, rec));
+		__atomic_store_n(m->slots[k].byte, PV_SLOT_FREE, __ATOMIC_RELAXED);
 		d->nfree++;
 		if (i < d->cursor)
 			d->cursor = i;

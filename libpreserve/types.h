@@ -47,10 +47,17 @@
 #define pvi_likely(x)	__builtin_expect(!!(x), 1)
 #define pvi_unlikely(x) __builtin_expect(!!(x), 0)
 
+/** The part of a size class that finding an object's slot needs, small for the cache's sake. */
+struct pvi_divisor {
+	uint32_t slot_bytes;
+	uint32_t reciprocal; /* idx = (offset in slab * reciprocal) >> 32, exact for slot starts */
+	uint32_t nslots;
+	uint32_t reserved;
+};
+
 /** What a size class means in a store with pages of a given size. */
 struct pvi_class {
 	uint32_t slot_bytes;
-	uint32_t reciprocal; /* idx = (offset in slab * reciprocal) >> 32, exact for slot starts */
 	uint32_t nslots;     /* in the grid */
 	uint32_t usable;     /* of those, not under the slab_rec */
 	uint32_t npages;
@@ -78,14 +85,14 @@ struct pvi_slab {
 };
 
 struct pvi_segment {
-	uint8_t *addr;
-	uint64_t *map; /* page map in the arena */
 	uint64_t off;
-	uint64_t bytes;
+	uint64_t *map; /* page map in the arena */
+	uint8_t *addr;
 	uint32_t npages;
 	uint32_t first_page;
 	uint32_t number;
 	int fd;
+	uint64_t bytes;
 	uint64_t birth_generation;
 	/* Under heap_lock, valid once `loaded`. */
 	bool loaded;
@@ -101,17 +108,26 @@ struct pvi_bin {
 	struct pvi_slab *cold;
 };
 
+/** A slot that a thread holds: the object's address and that of its slot byte. */
+struct pvi_held {
+	void *object;
+	uint8_t *byte;
+};
+
 struct pvi_magazine {
 	uint32_t n;
 	uint32_t limit;
-	void *slots[PVI_MAGAZINE_SLOTS];
+	struct pvi_held slots[PVI_MAGAZINE_SLOTS];
 };
 
 /** What a thread holds of a store. */
 struct pvi_thread {
-	struct pv_store *store;
-	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	struct lane_rec *lane;
+	/* The slot reserved last, so that its publish need not look it up; valid while no slab has
+	 * been released since. */
+	struct pvi_held last;
+	uint64_t last_releases;
+	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	uint32_t lane_number;
 	uint32_t ntypes;
 	struct pvi_magazine ***magazines; /* by type, then class; made on first use */
@@ -169,11 +185,13 @@ struct pv_store {
 	uint32_t page_shift;
 	uint64_t epoch_bits; /* the epoch as it stands in page map entries, shifted */
 	_Atomic(struct pvi_segment *) *segment_of; /* by granule */
-	struct pvi_class classes[PVI_CLASSES];
-	uint32_t nclasses; /* larger objects are extents */
-	uint32_t slot;	   /* of the process's table of stores */
 	uint64_t serial;   /* tells this handle from an earlier one in the same slot */
+	uint32_t slot;	   /* of the process's table of stores */
+	uint32_t nclasses; /* larger objects are extents */
+	_Atomic uint64_t releases; /* slabs given back to the page map; see pvi_thread.last */
 	bool readonly;
+	struct pvi_divisor divisors[PVI_CLASSES];
+	struct pvi_class classes[PVI_CLASSES];
 
 	struct pvi_segment *segments; /* PVI_SEGMENTS_MAX */
 	_Atomic uint32_t nsegments;
