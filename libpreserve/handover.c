@@ -19,6 +19,13 @@ int pvi_handover_open(const char *store_name, const struct pv_options *opts,
 				"pv_options.fds and .keep are for PV_HANDOVER_NONE, handover is %u",
 				kind);
 	switch (kind) {
+	case PV_HANDOVER_AUTO:
+		return pvi_luo_available() == 0 ? pvi_luo_open(store_name, opts, out)
+						: pvi_holder_open(store_name, opts, out);
+	case PV_HANDOVER_HOLDER:
+		return pvi_holder_open(store_name, opts, out);
+	case PV_HANDOVER_LUO:
+		return pvi_luo_open(store_name, opts, out);
 	case PV_HANDOVER_NONE:
 		return pvi_caller_open(opts, out);
 	default:

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The keeper: a store's handle on its holder process, which both backends that use one (`holder`
+ * and `luo`) embed. It knows all that the holder should have, as duplicates of its own, and so can
+ * hand everything to a new holder when the old one has died.
+ *
+ * Descriptors are in one table, by token: those of the store, and above HOLDER_TOKEN_RESERVED those
+ * of a LUO session (session.c), which are kept in the same way and never shown to the store.
+ */
+#ifndef PVI_HOLDER_H
+#define PVI_HOLDER_H
+
+#include "handover.h"
+#include "holder_client.h"
+
+struct pvi_keeper {
+	struct pvi_handover base; /* state is PREPARED while the table has an outgoing session */
+	struct pvi_holder_place place;
+	const struct pv_options *opts;
+	struct pvi_fd *table; /* ascending by token; the descriptors are ours */
+	unsigned int n;
+	unsigned int capacity;
+	/* The holder as of the last reply: who it is and how often what it keeps has changed. 0, 0
+	   before: one that is fresh will do. */
+	uint64_t holder;
+	uint64_t changes;
+};
+
+static inline struct pvi_keeper *pvi_keeper_of(struct pvi_handover *h)
+{
+	return (struct pvi_keeper *)h;
+}
+
+int pvi_keeper_open(const char *store_name, const struct pv_options *opts,
+		    const struct pvi_handover_ops *ops, struct pvi_handover **out);
+/** Make the table what the holder has. -ENOENT: there is no holder, or it has nothing. */
+int pvi_keeper_load(struct pvi_keeper *k);
+/** Duplicates of the store's descriptors, as pvi_handover_ops.fetch wants them. */
+int pvi_keeper_hand_out(const struct pvi_keeper *k, struct pvi_fd **fds, unsigned int *n);
+/** The descriptor of this token in the table, or -1. It stays the keeper's. */
+int pvi_keeper_find(const struct pvi_keeper *k, uint64_t token);
+/** Let the holder keep a duplicate; starts a holder if there is none. */
+int pvi_keeper_keep(struct pvi_keeper *k, uint64_t token, int fd);
+/** Let the holder close what it has under this token, then do so too. Unknown: nothing to do. */
+int pvi_keeper_drop(struct pvi_keeper *k, uint64_t token);
+/** The same on the way out of a failure `rc`, whose message is to stay. */
+void pvi_keeper_drop_quietly(struct pvi_keeper *k, uint64_t token, int rc);
+/** Have the holder retrieve a LUO session (HOLDER_RETRIEVE), while it keeps nothing; *status is
+ *  what the kernel said. */
+int pvi_keeper_retrieve(struct pvi_keeper *k, const char *session, int device, int *status);
+/** Let the holder drop everything and end. */
+int pvi_keeper_forget(struct pvi_keeper *k);
+void pvi_keeper_close(struct pvi_keeper *k);
+
+#endif

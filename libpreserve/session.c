@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A store's LUO session (session.h).
+ *
+ * What a session holds is said by its manifest, a small memfd that is preserved first, as the file
+ *0 of the session. It lists the token of each further file: entry i is of file i + 1. It is needed
+ * because the kernel tells nobody which files a session holds, and because files can join, but not
+ * leave: one that leaves is struck from the list. Memory that is preserved can still be written, so
+ * the list is kept up to date until the last moment.
+ *
+ * Order, and what a crash between two steps leaves:
+ *
+ *	prepare   preserve everything, mark the manifest complete, let the holder keep manifest and
+ *		  session. Before the last step the death of this process closes the session, which
+ *		  is a cancel; an abrupt kexec hands over an incomplete one, which is refused.
+ *	join	  the holder keeps the descriptor, the session gets it, then it is listed. A file
+ *		  that was not listed belongs to a segment that the index does not name.
+ *	cancel	  the holder closes the session, then we do. Either way around nothing is preserved.
+ *	find	  the holder retrieves the session, so that no death of an application can end it.
+ *	take over file by file: retrieve, let the holder keep it. Whoever comes next goes on: the
+ *		  kernel gives the same open file for a token as often as it is asked.
+ *	finish	  mark the manifest taken over, finish, close. After the mark nothing is retrieved
+ *		  any more, so it does not matter whether the kernel had finished.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+#include "luo.h"
+#include "session.h"
+
+#define MANIFEST_MAGIC	 0x5453464e4d56504cull /* "LPVMNFST" */
+#define MANIFEST_VERSION 1u
+#define MANIFEST_TOKENS	 HOLDER_FDS_MAX
+#define NO_TOKEN	 UINT64_MAX /* an entry that is struck */
+
+enum manifest_state {
+	MANIFEST_FILLING = 0,
+	MANIFEST_COMPLETE = 1,	 /* at least everything that the store needs is preserved */
+	MANIFEST_TAKEN_OVER = 2, /* the next kernel's process has all of it */
+};
+
+/** Persistent: what the manifest memfd holds. */
+struct manifest_rec {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t capacity; /* of tokens */
+	char store[64];
+	uint64_t state; /* enum manifest_state */
+	uint64_t count; /* entries in use */
+	uint64_t reserved[4];
+	uint64_t tokens[MANIFEST_TOKENS];
+};
+
+_Static_assert(offsetof(struct manifest_rec, state) == 80, "manifest_rec.state");
+_Static_assert(offsetof(struct manifest_rec, tokens) == 128, "manifest_rec.tokens");
+
+#define MANIFEST_BYTES ((sizeof(struct manifest_rec) + 4095) / 4096 * 4096)
+
+/* ---- manifest ---- */
+
+static int word_write(const struct pvi_keeper *k, int fd, size_t at, uint64_t value)
+{
+	if (pwrite(fd, &value, sizeof(value), (off_t)at) != sizeof(value))
+		return pvi_fail(-EIO, "store %s: the session's manifest cannot be written: %s",
+				k->place.name, strerror(errno));
+	return 0;
+}
+
+static size_t token_at(uint64_t i)
+{
+	return offsetof(struct manifest_rec, tokens) + i * sizeof(uint64_t);
+}
+
+static int state_write(const struct pvi_keeper *k, int fd, enum manifest_state state)
+{
+	return word_write(k, fd, offsetof(struct manifest_rec, state), state);
+}
+
+static int entry_append(const struct pvi_keeper *k, int fd, uint64_t i, uint64_t token)
+{
+	int rc = word_write(k, fd, token_at(i), token);
+
+	return rc ? rc : word_write(k, fd, offsetof(struct manifest_rec, count), i + 1);
+}
+
+static int manifest_create(const struct pvi_keeper *k)
+{
+	struct manifest_rec head = {
+		.magic = MANIFEST_MAGIC,
+		.version = MANIFEST_VERSION,
+		.capacity = MANIFEST_TOKENS,
+		.state = MANIFEST_FILLING,
+	};
+	char name[HOLDER_NAME_MAX + 16];
+	int fd;
+
+	snprintf(name, sizeof(name), "pv:%s:manifest", k->place.name);
+	fd = pvi_arena_memfd(name, MANIFEST_BYTES);
+	if (fd < 0)
+		return fd;
+	memcpy(head.store, k->place.name, sizeof(head.store));
+	if (pwrite(fd, &head, token_at(0), 0) != (ssize_t)token_at(0)) {
+		int rc = pvi_fail(-errno, "store %s: no memory for the session's manifest: %s",
+				  k->place.name, strerror(errno));
+
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+/** Reads and checks the manifest that came with a session. free() it. */
+static int manifest_read(const struct pvi_keeper *k, int fd, struct manifest_rec **out)
+{
+	struct manifest_rec *m;
+	uint64_t bytes;
+	int rc = pvi_arena_verify(fd, "session manifest", MANIFEST_BYTES, &bytes);
+
+	if (rc)
+		return rc;
+	m = malloc(sizeof(*m));
+	if (!m)
+		return pvi_fail(-ENOMEM, "no memory for the session's manifest");
+	if (pread(fd, m, sizeof(*m), 0) != sizeof(*m) || m->magic != MANIFEST_MAGIC)
+		rc = pvi_fail(-EBADMSG, "store %s: file 0 of the session is no manifest",
+			      k->place.name);
+	else if (m->version != MANIFEST_VERSION)
+		rc = pvi_fail(-EPROTONOSUPPORT,
+			      "store %s: the session's manifest is of version %u, not %u",
+			      k->place.name, m->version, MANIFEST_VERSION);
+	else if (memcmp(m->store, k->place.name, sizeof(m->store)) != 0)
+		rc = pvi_fail(-EBADMSG, "the session's manifest is of store %.48s, not %s",
+			      m->store, k->place.name);
+	else if (m->capacity != MANIFEST_TOKENS || m->count > m->capacity ||
+		 m->state > MANIFEST_TAKEN_OVER)
+		rc = pvi_fail(-EBADMSG,
+			      "store %s: the session's manifest is damaged (state %" PRIu64
+			      ", %" PRIu64 " files of at most %u)",
+			      k->place.name, m->state, m->count, m->capacity);
+	for (uint64_t i = 0; !rc && i < m->count; i++) {
+		if (m->tokens[i] != NO_TOKEN && m->tokens[i] >= HOLDER_TOKEN_RESERVED)
+			rc = pvi_fail(-EBADMSG,
+				      "store %s: the session's manifest is damaged (file %" PRIu64
+				      " has token %" PRIu64 ")",
+				      k->place.name, i + 1, m->tokens[i]);
+	}
+	if (rc) {
+		free(m);
+		return rc;
+	}
+	*out = m;
+	return 0;
+}
+
+/* ---- this kernel: prepare, join, leave, cancel ---- */
+
+static int preserve_fail(const struct pvi_keeper *k, uint64_t token, int rc)
+{
+	const char *why = strerror(-rc);
+
+	switch (rc) {
+	case -ENOENT:
+		why = "this kernel preserves no memfds (CONFIG_LIVEUPDATE_MEMFD), or it is one of "
+		      "huge pages";
+		rc = -EOPNOTSUPP;
+		break;
+	case -EBUSY:
+		why = "it is preserved already, in another session, or its last session was never "
+		      "finished";
+		break;
+	default:
+		break;
+	}
+	if (token == HOLDER_TOKEN_MANIFEST)
+		return pvi_fail(rc, "store %s: the manifest cannot be preserved: %s", k->place.name,
+				why);
+	return pvi_fail(rc, "store %s: token %" PRIu64 " (%s) cannot be preserved: %s",
+			k->place.name, token, token ? "a segment" : "the index", why);
+}
+
+static int session_create(const struct pvi_keeper *k, int *session)
+{
+	char name[LUO_NAME_MAX];
+	int rc, device = pvi_luo_device();
+
+	if (device < 0)
+		return device;
+	pvi_luo_session_name(k->place.name, name);
+	rc = pvi_luo_create(device, name, session);
+	close(device);
+	if (rc == -EEXIST)
+		return pvi_fail(rc,
+				"there is a LUO session %s already: another store %s of user %u is "
+				"prepared, or a child process still has the last one open",
+				name, k->place.name, geteuid());
+	return rc ? pvi_fail(rc, "cannot create LUO session %s: %s", name, strerror(-rc)) : 0;
+}
+
+/** Preserves everything. On failure the caller closes the session, which undoes it. */
+static int fill(const struct pvi_keeper *k, int session, int manifest, const struct pvi_fd *fds,
+		unsigned int n)
+{
+	int rc = pvi_luo_preserve(session, 0, manifest);
+
+	if (rc)
+		return preserve_fail(k, HOLDER_TOKEN_MANIFEST, rc);
+	if (n > MANIFEST_TOKENS)
+		return pvi_fail(-ENOSPC, "store %s has %u descriptors, a session takes %u",
+				k->place.name, n, MANIFEST_TOKENS);
+	for (unsigned int i = 0; i < n; i++) {
+		rc = pvi_luo_preserve(session, i + 1, fds[i].fd);
+		if (rc)
+			return preserve_fail(k, fds[i].token, rc);
+		rc = entry_append(k, manifest, i, fds[i].token);
+		if (rc)
+			return rc;
+	}
+	return state_write(k, manifest, MANIFEST_COMPLETE);
+}
+
+int pvi_session_prepare(struct pvi_keeper *k, const struct pvi_fd *fds, unsigned int n)
+{
+	int session, manifest, rc;
+
+	if (k->base.state == PV_STATE_PREPARED)
+		return 0;
+	if (pvi_keeper_find(k, HOLDER_TOKEN_INCOMING) >= 0)
+		return pvi_fail(-EBUSY, "store %s: the last session has not been finished",
+				k->place.name);
+	manifest = manifest_create(k);
+	if (manifest < 0)
+		return manifest;
+	rc = session_create(k, &session);
+	if (rc)
+		goto out;
+	rc = fill(k, session, manifest, fds, n);
+	if (!rc)
+		rc = pvi_keeper_keep(k, HOLDER_TOKEN_MANIFEST, manifest);
+	if (!rc) {
+		rc = pvi_keeper_keep(k, HOLDER_TOKEN_OUTGOING, session);
+		if (rc)
+			pvi_keeper_drop_quietly(k, HOLDER_TOKEN_MANIFEST, rc);
+	}
+	close(session);
+out:
+	close(manifest);
+	return rc;
+}
+
+int pvi_session_leave(struct pvi_keeper *k, uint64_t token)
+{
+	int fd = pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST);
+	struct manifest_rec *m;
+	int rc = manifest_read(k, fd, &m);
+
+	if (rc)
+		return rc;
+	for (uint64_t i = 0; i < m->count && !rc; i++) {
+		if (m->tokens[i] == token)
+			rc = word_write(k, fd, token_at(i), NO_TOKEN);
+	}
+	free(m);
+	return rc;
+}
+
+int pvi_session_join(struct pvi_keeper *k, uint64_t token, int fd)
+{
+	int session = pvi_keeper_find(k, HOLDER_TOKEN_OUTGOING);
+	int manifest = pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST);
+	struct manifest_rec *m;
+	uint64_t i;
+	int rc = pvi_session_leave(k, token);
+
+	if (!rc)
+		rc = manifest_read(k, manifest, &m);
+	if (rc)
+		return rc;
+	i = m->count;
+	free(m);
+	for (;;) {
+		if (i == MANIFEST_TOKENS)
+			return pvi_fail(-ENOSPC,
+					"store %s: the session has taken %u files; cancel, and "
+					"prepare again",
+					k->place.name, MANIFEST_TOKENS);
+		rc = pvi_luo_preserve(session, i + 1, fd);
+		if (rc != -EEXIST)
+			break;
+		/* A process died between preserving and listing; it was told nothing. */
+		rc = entry_append(k, manifest, i++, NO_TOKEN);
+		if (rc)
+			return rc;
+	}
+	return rc ? preserve_fail(k, token, rc) : entry_append(k, manifest, i, token);
+}
+
+int pvi_session_cancel(struct pvi_keeper *k)
+{
+	int rc = pvi_keeper_drop(k, HOLDER_TOKEN_OUTGOING);
+
+	return rc ? rc : pvi_keeper_drop(k, HOLDER_TOKEN_MANIFEST);
+}
+
+/* ---- the next kernel: find, take over, finish ---- */
+
+static int not_retrieved(const char *name, int rc)
+{
+	if (rc == -EINVAL)
+		return pvi_fail(-EBUSY, "LUO session %s was retrieved already, by another process",
+				name);
+	return pvi_fail(rc, "LUO session %s cannot be retrieved: %s", name, strerror(-rc));
+}
+
+int pvi_session_find(struct pvi_keeper *k)
+{
+	char name[LUO_NAME_MAX];
+	int rc, status, device = pvi_luo_device();
+
+	if (device < 0)
+		return device;
+	pvi_luo_session_name(k->place.name, name);
+	rc = pvi_keeper_retrieve(k, name, device, &status);
+	close(device);
+	if (rc)
+		return rc;
+	if (status == -ENOENT)
+		return pvi_fail(status,
+				"nothing is kept of store %s: no holder had it, and no LUO "
+				"session %s came from the last kernel",
+				k->place.name, name);
+	return status ? not_retrieved(name, status) : 0;
+}
+
+static int take_over_file(struct pvi_keeper *k, int session, uint64_t file, uint64_t token)
+{
+	int fd, rc = pvi_luo_retrieve(session, file, &fd);
+
+	if (rc)
+		return pvi_fail(rc == -ENOENT ? -ENXIO : rc,
+				"store %s: file %" PRIu64 " of the session (%s %" PRIu64
+				") cannot be retrieved: %s",
+				k->place.name, file, file ? "token" : "manifest", file ? token : 0,
+				strerror(-rc));
+	rc = pvi_keeper_keep(k, token, fd);
+	close(fd);
+	return rc;
+}
+
+int pvi_session_take_over(struct pvi_keeper *k)
+{
+	int session = pvi_keeper_find(k, HOLDER_TOKEN_INCOMING);
+	struct manifest_rec *m;
+	int rc = 0;
+
+	if (pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST) < 0)
+		rc = take_over_file(k, session, 0, HOLDER_TOKEN_MANIFEST);
+	if (!rc)
+		rc = manifest_read(k, pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST), &m);
+	if (rc)
+		return rc;
+	if (m->state == MANIFEST_FILLING)
+		rc = pvi_fail(-ENXIO,
+			      "store %s: the kexec came while it was being prepared, after %" PRIu64
+			      " descriptors",
+			      k->place.name, m->count);
+	for (uint64_t i = 0; m->state == MANIFEST_COMPLETE && i < m->count && !rc; i++) {
+		if (m->tokens[i] != NO_TOKEN && pvi_keeper_find(k, m->tokens[i]) < 0)
+			rc = take_over_file(k, session, i + 1, m->tokens[i]);
+	}
+	free(m);
+	return rc;
+}
+
+int pvi_session_finish(struct pvi_keeper *k)
+{
+	int session = pvi_keeper_find(k, HOLDER_TOKEN_INCOMING);
+	int manifest = pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST);
+	int rc;
+
+	if (session < 0)
+		return 0;
+	rc = state_write(k, manifest, MANIFEST_TAKEN_OVER);
+	if (rc)
+		return rc;
+	rc = pvi_luo_finish(session);
+	if (rc)
+		return pvi_fail(rc, "store %s: the LUO session cannot be finished: %s",
+				k->place.name, strerror(-rc));
+	rc = pvi_keeper_drop(k, HOLDER_TOKEN_INCOMING);
+	return rc ? rc : pvi_keeper_drop(k, HOLDER_TOKEN_MANIFEST);
+}
+
+int pvi_session_discard(const struct pvi_keeper *k)
+{
+	char name[LUO_NAME_MAX];
+	int session, rc, device = pvi_luo_device();
+
+	if (device < 0)
+		return device;
+	pvi_luo_session_name(k->place.name, name);
+	rc = pvi_luo_retrieve_session(device, name, &session);
+	close(device);
+	if (rc == -ENOENT)
+		return 0;
+	if (rc)
+		return not_retrieved(name, rc);
+	close(session);
+	return 0;
+}
