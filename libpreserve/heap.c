@@ -421,15 +421,13 @@ static inline int resolve(struct pv_store *s, struct pvi_thread *t, const struct
 	return 0;
 }
 
-int pv_publish(struct pv_store *s, const struct pv_action *actions, unsigned int n)
+static __attribute__((noinline)) int publish_any(struct pv_store *s, struct pvi_thread *t,
+						  const struct pv_action *actions, unsigned int n)
 {
 	struct object objects[PV_ACTIONS_MAX];
-	struct pvi_thread *t;
-	int err = pvi_thread_get(s, &t);
+	int err;
 
-	if (pvi_unlikely(err))
-		return err;
-	if (pvi_unlikely(n > PV_ACTIONS_MAX))
+	if (n > PV_ACTIONS_MAX)
 		return pvi_fail(-ENOSPC, "%u actions in an intent, the most is %u", n,
 				PV_ACTIONS_MAX);
 	err = resolve(s, t, actions, n, objects);
@@ -467,6 +465,66 @@ int pv_publish(struct pv_store *s, const struct pv_action *actions, unsigned int
 		}
 	}
 	return 0;
+}
+
+/*
+ * The two intents that make up nearly all work, in a straight line: {LIVE, STORE} links a new object,
+ * {LIVE, STORE, FREE} replaces an old one. What is not as expected here is left to publish_any(),
+ * which does the same and knows the errors. (callgrind, a replace with its reserve: 430 instructions
+ * through the loops of publish_any(), 262 this way.)
+ */
+static inline bool publish_link(struct pv_store *s, struct pvi_thread *t, const struct pv_action *a,
+				bool replace)
+{
+	struct action_rec *recs = t->lane->actions;
+	uint8_t *fresh = t->last.byte, *old = NULL;
+	uint64_t *word = a[1].target, rec = 0;
+
+	if (pvi_unlikely(t->last.object != a[0].target ||
+			 t->last_releases !=
+				 atomic_load_explicit(&s->releases, memory_order_relaxed) ||
+			 __atomic_load_n(fresh, __ATOMIC_RELAXED) != PV_SLOT_RESERVED ||
+			 !word_ok(s, word)))
+		return false;
+	if (replace) {
+		old = slot_of(s, a[2].target, &rec);
+		if (pvi_unlikely(!old || __atomic_load_n(old, __ATOMIC_RELAXED) != PV_SLOT_LIVE))
+			return false;
+		recs[2].where = pvi_lane_where(PV_DO_SLOT, (uintptr_t) old - s->base);
+		recs[2].value = PV_SLOT_FREE;
+	}
+	t->last.object = NULL;
+	recs[0].where = pvi_lane_where(PV_DO_SLOT, (uintptr_t) fresh - s->base);
+	recs[0].value = PV_SLOT_LIVE;
+	recs[1].where = pvi_lane_where(PV_DO_WORD, (uintptr_t) word - s->base);
+	recs[1].value = a[1].value;
+	pvi_lane_begin(t->lane, replace ? 3 : 2);
+	__atomic_store_n(fresh, PV_SLOT_LIVE, __ATOMIC_RELEASE);
+	__atomic_store_n(word, a[1].value, __ATOMIC_RELEASE);
+	if (replace)
+		__atomic_store_n(old, PV_SLOT_RESERVED, __ATOMIC_RELEASE);
+	pvi_lane_end(t->lane);
+	if (replace)
+		keep_slot(s, t, rec, (struct pvi_held){a[2].target, old});
+	return true;
+}
+
+int pv_publish(struct pv_store *s, const struct pv_action *actions, unsigned int n)
+{
+	struct pvi_thread *t;
+	int err = pvi_thread_get(s, &t);
+
+	if (pvi_unlikely(err))
+		return err;
+	if ((n == 2 || n == 3) && actions[0].op == PV_ACTION_LIVE &&
+	    actions[1].op == PV_ACTION_STORE) {
+		if (n == 2 && pvi_likely(publish_link(s, t, actions, false)))
+			return 0;
+		if (n == 3 && actions[2].op == PV_ACTION_FREE &&
+		    pvi_likely(publish_link(s, t, actions, true)))
+			return 0;
+	}
+	return publish_any(s, t, actions, n);
 }
 
 /* For whoever puts a LIVE beside actions of its own into an intent (roots). */
