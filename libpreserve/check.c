@@ -33,12 +33,12 @@ __attribute__((format(printf, 2, 3))) static void problem(struct walk *w, const 
 	w->tell(w->ctx, line);
 }
 
-/* What a slot byte means now: RESERVED and RETIRED of an older epoch are FREE. */
+/* What a slot byte means now: RESERVED, RETIRED and HELD of an older epoch are FREE. */
 static uint8_t slot_state(const struct pv_store *s, uint64_t rec, uint8_t byte)
 {
 	bool older = (rec & PVI_EPOCH_MASK) != s->epoch_bits;
 
-	if ((byte == PV_SLOT_RESERVED || byte == PV_SLOT_RETIRED) && older)
+	if (older && byte >= PV_SLOT_RESERVED && byte <= PV_SLOT_HELD)
 		return PV_SLOT_FREE;
 	return byte;
 }
@@ -82,6 +82,7 @@ static void check_slab(struct walk *w, const struct pvi_segment *seg, uint32_t p
 			break;
 		case PV_SLOT_RESERVED:
 		case PV_SLOT_RETIRED:
+		case PV_SLOT_HELD:
 			w->report->reserved_objects++;
 			break;
 		case PV_SLOT_META:

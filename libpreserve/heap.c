@@ -3,10 +3,11 @@
  * Objects: reserve, publish, free. The fast paths take no lock and touch only the calling thread's
  * magazine and lane, the page map entry and the slot bytes.
  *
- *	reserve		pops a slot, RESERVED in the arena, from the magazine
+ *	reserve		pops a slot from the magazine, slot byte HELD -> RESERVED
  *	publish LIVE	slot byte RESERVED -> LIVE, through the lane
- *	publish FREE	slot byte LIVE -> RESERVED, and the slot goes on top of the freeing thread's
+ *	publish FREE	slot byte LIVE -> HELD, and the slot goes on top of the freeing thread's
  *			magazine, where the next reserve finds it still in cache
+ *	cancel		the same with RESERVED -> HELD
  *
  * Objects larger than the largest class are extents: free in the page map until published, held
  * meanwhile by the bitmap of their segment.
@@ -171,6 +172,7 @@ static inline void *take_slot(struct pv_store *s, struct pvi_thread *t, struct p
 {
 	t->last = m->slots[--m->n];
 	t->last_releases = atomic_load_explicit(&s->releases, memory_order_relaxed);
+	__atomic_store_n(t->last.byte, PV_SLOT_RESERVED, __ATOMIC_RELAXED);
 	return t->last.object;
 }
 
@@ -301,10 +303,12 @@ int pv_cancel(struct pv_store *s, void *p)
 		return err;
 	if (state_of(&o) != PV_SLOT_RESERVED)
 		return pvi_fail(-EINVAL, "%p is not reserved", p);
-	if (o.byte)
+	if (o.byte) {
+		__atomic_store_n(o.byte, PV_SLOT_HELD, __ATOMIC_RELAXED);
 		keep_slot(s, t, o.rec, (struct pvi_held){p, o.byte});
-	else
+	} else {
 		extent_ended(s, &o, p);
+	}
 	return 0;
 }
 
@@ -313,11 +317,11 @@ int pv_cancel(struct pv_store *s, void *p)
 static __attribute__((noinline, cold)) int wrong_state(const struct object *o, const void *p,
 							const char *want)
 {
-	static const char *const names[] = {"free", "live", "reserved", "retired"};
+	static const char *const names[] = {"free", "live", "reserved", "retired", "free"};
 	uint8_t state = state_of(o);
 
 	return pvi_fail(-EINVAL, "%p is %s, not %s", p,
-			state <= PV_SLOT_RETIRED ? names[state] : "no object", want);
+			state <= PV_SLOT_HELD ? names[state] : "no object", want);
 }
 
 static __attribute__((noinline, cold)) int no_word(const void *p)
@@ -445,7 +449,7 @@ static __attribute__((noinline)) int publish_any(struct pv_store *s, struct pvi_
 		else /* what this process frees stays held: it goes to the magazine below */
 			__atomic_store_n(o->byte,
 					 actions[i].op == PV_ACTION_LIVE ? PV_SLOT_LIVE
-									 : PV_SLOT_RESERVED,
+									 : PV_SLOT_HELD,
 					 __ATOMIC_RELEASE);
 	}
 	pvi_lane_end(t->lane);
@@ -502,7 +506,7 @@ static inline bool publish_link(struct pv_store *s, struct pvi_thread *t, const 
 	__atomic_store_n(fresh, PV_SLOT_LIVE, __ATOMIC_RELEASE);
 	__atomic_store_n(word, a[1].value, __ATOMIC_RELEASE);
 	if (replace)
-		__atomic_store_n(old, PV_SLOT_RESERVED, __ATOMIC_RELEASE);
+		__atomic_store_n(old, PV_SLOT_HELD, __ATOMIC_RELEASE);
 	pvi_lane_end(t->lane);
 	if (replace)
 		keep_slot(s, t, rec, (struct pvi_held){a[2].target, old});

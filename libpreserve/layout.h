@@ -96,7 +96,7 @@ _Static_assert(sizeof(struct segment_rec) == 120, "segment_rec");
  *
  * `back` is the distance to the head page, in pages. `meta` is where the slab_rec lies in the slab,
  * in units of 64 bytes. `epoch` is the low bits of the epoch in which the slab was last tidied:
- * slot bytes RESERVED or RETIRED of an older epoch belong to a process that is gone, and mean FREE.
+ * slot bytes RESERVED, RETIRED or HELD of an older epoch belong to a process that is gone: FREE.
  */
 #define PV_PAGE_FREE   0u
 #define PV_PAGE_SLAB   1u
@@ -143,8 +143,9 @@ _Static_assert(sizeof(struct slab_rec) == 32, "slab_rec");
 /** State of a slot: one byte, one store. */
 #define PV_SLOT_FREE	 0u
 #define PV_SLOT_LIVE	 1u
-#define PV_SLOT_RESERVED 2u /* held by a thread of the slab's epoch */
+#define PV_SLOT_RESERVED 2u /* handed out in the slab's epoch, not published */
 #define PV_SLOT_RETIRED	 3u /* freed, but readers of the slab's epoch may still look at it */
+#define PV_SLOT_HELD	 4u /* in a magazine of the slab's epoch, ready to be handed out */
 #define PV_SLOT_META	 0xffu /* under the slab_rec: not a slot */
 
 /* ---- lane ------------------------------------------------------------------------------------- */

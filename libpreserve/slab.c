@@ -4,12 +4,12 @@
  *
  * The truth about a slot is its byte in the arena. What is kept here in ordinary memory (how many
  * slots of a slab are FREE, which slabs have any) is derived from the bytes when a slab is first
- * touched in an epoch: it is warmed. Warming also turns what an older epoch RESERVED or RETIRED into
- * FREE; until then nobody looks at those bytes, so a crash needs no walk of the heap.
+ * touched in an epoch: it is warmed. Warming also turns what an older epoch RESERVED, RETIRED or HELD
+ * into FREE; until then nobody looks at those bytes, so a crash needs no walk of the heap.
  *
  * Everything here runs under heap_lock, and with the calling thread's lane idle. Slot bytes are
- * also written without the lock, by pv_publish(), but only LIVE <-> RESERVED by whoever owns the
- * slot, never to or from FREE.
+ * also written without the lock, by whoever owns the slot (HELD -> RESERVED -> LIVE -> HELD), but never
+ * to or from FREE.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -191,7 +191,7 @@ static int slab_tidy(const struct pvi_class *c, uint8_t *bytes, uint32_t meta_of
 	for (uint32_t i = 0; i < c->nslots; i++) {
 		uint8_t b = bytes[i];
 
-		if (b > PV_SLOT_RETIRED || slot_covered(c, meta_off, i)) {
+		if (b > PV_SLOT_HELD || slot_covered(c, meta_off, i)) {
 			if (b != PV_SLOT_META || !slot_covered(c, meta_off, i))
 				return -1;
 			continue;
@@ -240,7 +240,7 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	d->state = nfree ? PVI_SLAB_PARTIAL : PVI_SLAB_FULL;
 	if (nfree)
 		list_push(&bin->partial, d);
-	/* From here on RESERVED bytes belong to this epoch. */
+	/* From here on RESERVED and HELD bytes belong to this epoch. */
 	pvi_barrier();
 	pvi_lane_apply_pages(s, seg, page, (rec & ~PVI_EPOCH_MASK) | s->epoch_bits);
 	return 0;
@@ -260,7 +260,7 @@ static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_s
 		uint8_t *b = memchr(bytes + d->cursor, PV_SLOT_FREE, c->nslots - d->cursor);
 		uint32_t i = (uint32_t) (b - bytes);
 
-		__atomic_store_n(b, PV_SLOT_RESERVED, __ATOMIC_RELAXED);
+		__atomic_store_n(b, PV_SLOT_HELD, __ATOMIC_RELAXED);
 		m->slots[m->n++] = (struct pvi_held){slab + (size_t) i * c->slot_bytes, b};
 		d->cursor = i + 1;
 		d->nfree--;

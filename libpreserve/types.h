@@ -10,7 +10,7 @@
  *	slab	   a run of pages with slots of one type and size class
  *	extent	   a run of pages that is one large object
  *	slot	   a place for an object in a slab; its state is one byte
- *	magazine   slots that a thread holds ready, RESERVED in the arena, listed in ordinary memory
+ *	magazine   slots that a thread holds ready, HELD in the arena, listed in ordinary memory
  *	bin	   the slabs of one (type, class) that have free slots
  *	lane	   a thread's intent log in segment 0
  *	intent	   a list of absolute stores, done as a whole or not at all

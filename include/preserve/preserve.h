@@ -328,7 +328,7 @@ struct pv_check_report {
 	uint64_t problems; /* number of problems found; 0: the store is sound */
 	uint64_t live_objects;
 	uint64_t live_bytes;     /* in slots and extents of live objects */
-	uint64_t reserved_objects;
+	uint64_t reserved_objects; /* and slots that threads hold ready */
 	uint64_t free_slots;
 	uint64_t slabs;
 	uint64_t extents;

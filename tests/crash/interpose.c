@@ -177,9 +177,35 @@ void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 	return (void *)syscall(SYS_mremap, addr, old_len, new_len, flags, to);
 }
 
+/* Refused for what is read-only while stores are trapped; the alias has the same pages. */
+static int populate(uintptr_t addr, size_t len, int advice)
+{
+	while (len) {
+		const struct ct_map *map = ct_map_find(addr);
+		size_t n = len;
+		long rc;
+
+		if (!map)
+			return (int)syscall(SYS_madvise, addr, len, advice);
+		if (n > map->end - addr)
+			n = map->end - addr;
+		rc = syscall(SYS_madvise, ct.mems[map->mem].alias + map->off + (addr - map->start),
+			     n, advice);
+		if (rc != 0)
+			return (int)rc;
+		addr += n;
+		len -= n;
+	}
+	return 0;
+}
+
 int madvise(void *addr, size_t len, int advice)
 {
-	int rc = (int)syscall(SYS_madvise, addr, len, advice);
+	int rc;
+
+	if (ct.tracing && advice == MADV_POPULATE_WRITE)
+		return populate((uintptr_t)addr, len, advice);
+	rc = (int)syscall(SYS_madvise, addr, len, advice);
 
 	if (advice != MADV_REMOVE || !ct.tracing)
 		return rc;

@@ -185,7 +185,7 @@ kernel_locate() {
 # kernel_build CACHE: fetch, configure, build, install into the cache. The caller holds the lock.
 kernel_build() {
 	local cache=$1 work package deb version start=$SECONDS
-	need_commands apt-get dpkg-deb xz make gcc flex bison bc cpio sha256sum
+	need_commands apt-get dpkg-deb xz make gcc flex bison bc cpio sha256sum setpriv
 	# With the lock held, any work folder is the remains of a build that was killed.
 	rm -rf "$cache"/kernel-build.*
 	work=$(mktemp -d "$cache/kernel-build.XXXXXX")
@@ -233,7 +233,8 @@ kernel_make() {
 	local src=$1 obj=$2 log=$3 jobs pid next=20 start=$SECONDS
 	jobs=$(nproc)
 	say "building with $jobs jobs (about five minutes on two cores)"
-	make -C "$src" O="$obj" -j"$jobs" bzImage >"$log" 2>&1 &
+	# pdeathsig: if this script is killed outright, the build does not go on behind its back.
+	setpriv --pdeathsig TERM make -C "$src" O="$obj" -j"$jobs" bzImage >"$log" 2>&1 &
 	pid=$!
 	on_exit "kill $pid 2>/dev/null; wait $pid 2>/dev/null"
 	while kill -0 "$pid" 2>/dev/null; do
