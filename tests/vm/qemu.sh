@@ -143,7 +143,7 @@ qemu_run() {
 	if [[ -n $driver ]]; then
 		export VM=$VM_DIR/../../scripts/vm VM_RUN=$run_dir VM_SHARE=$share VM_LOG=$log VM_PID=$vm_qemu_pid
 		set -m
-		bash -c "$driver" </dev/null &
+		setpriv --pdeathsig TERM bash -c "$driver" </dev/null &
 		vm_driver_pid=$!
 		set +m
 	fi
