@@ -18,9 +18,10 @@
 
 #include "internal.h"
 
-/* linux/memfd.h since 6.3, linux/fcntl.h since 6.3, asm-generic/mman-common.h since 5.14 */
+/* linux/memfd.h since 6.3, asm-generic/mman-common.h since 5.14 */
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
+#define MFD_EXEC	0x0010U
 #endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -49,16 +50,32 @@
 #endif
 #define BASE_ALIGN (1ull << 30)
 
+/*
+ * A memfd that is not executable by its mode, and not by MFD_NOEXEC_SEAL: after a kexec the kernel
+ * (7.2, mm/memfd_luo.c) makes a file of mode 0777 and adds the old seals to it, and on an executable
+ * file F_SEAL_EXEC brings F_SEAL_WRITE along (mm/memfd.c): the store would come back read-only. Where
+ * nothing but MFD_NOEXEC_SEAL is allowed (sysctl vm.memfd_noexec=2) it is taken, and such a store
+ * cannot be prepared for a kexec.
+ */
+static int memfd_new(const char *name)
+{
+	const unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+	int fd = memfd_create(name, flags | MFD_EXEC);
+
+	if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
+		fd = memfd_create(name, flags);
+	else if (fd < 0 && errno == EACCES)
+		fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
+	return fd;
+}
+
 int pvi_arena_memfd(const char *name, uint64_t bytes)
 {
-	int fd, err;
+	int err, fd = memfd_new(name);
 
-	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-	if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
-		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return pvi_fail(errno, "memfd_create(%s): %s", name, strerror(errno));
-	if (ftruncate(fd, (off_t) bytes) < 0 ||
+	if (fchmod(fd, 0600) < 0 || ftruncate(fd, (off_t) bytes) < 0 ||
 	    fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK) < 0) {
 		err = errno;
 		close(fd);

@@ -29,11 +29,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "internal.h"
 #include "luo.h"
 #include "session.h"
+
+#ifndef F_SEAL_EXEC
+#define F_SEAL_EXEC 0x0020 /* linux/fcntl.h since 6.3 */
+#endif
 
 #define MANIFEST_MAGIC	 0x5453464e4d56504cull /* "LPVMNFST" */
 #define MANIFEST_VERSION 1u
@@ -203,21 +208,40 @@ static int session_create(const struct pvi_keeper *k, int *session)
 	return rc ? pvi_fail(rc, "cannot create LUO session %s: %s", name, strerror(-rc)) : 0;
 }
 
+/**
+ * The kernel (7.2) gives a retrieved file the mode 0777 and then its seals, and F_SEAL_EXEC on an
+ * executable file brings F_SEAL_WRITE along: it could not be written any more.
+ */
+static int preserve(const struct pvi_keeper *k, int session, uint64_t file, uint64_t token, int fd)
+{
+	int rc, seals = fcntl(fd, F_GET_SEALS);
+
+	if (seals >= 0 && (seals & (F_SEAL_EXEC | F_SEAL_WRITE)) == F_SEAL_EXEC)
+		return pvi_fail(-EOPNOTSUPP,
+				"store %s: token %" PRIu64
+				" cannot be preserved: its memfd is sealed "
+				"against execution, which would make it read-only in the next "
+				"kernel (was the store made with sysctl vm.memfd_noexec 2?)",
+				k->place.name, token);
+	rc = pvi_luo_preserve(session, file, fd);
+	return rc ? preserve_fail(k, token, rc) : 0;
+}
+
 /** Preserves everything. On failure the caller closes the session, which undoes it. */
 static int fill(const struct pvi_keeper *k, int session, int manifest, const struct pvi_fd *fds,
 		unsigned int n)
 {
-	int rc = pvi_luo_preserve(session, 0, manifest);
+	int rc = preserve(k, session, 0, HOLDER_TOKEN_MANIFEST, manifest);
 
 	if (rc)
-		return preserve_fail(k, HOLDER_TOKEN_MANIFEST, rc);
+		return rc;
 	if (n > MANIFEST_TOKENS)
 		return pvi_fail(-ENOSPC, "store %s has %u descriptors, a session takes %u",
 				k->place.name, n, MANIFEST_TOKENS);
 	for (unsigned int i = 0; i < n; i++) {
-		rc = pvi_luo_preserve(session, i + 1, fds[i].fd);
+		rc = preserve(k, session, i + 1, fds[i].token, fds[i].fd);
 		if (rc)
-			return preserve_fail(k, fds[i].token, rc);
+			return rc;
 		rc = entry_append(k, manifest, i, fds[i].token);
 		if (rc)
 			return rc;
@@ -290,7 +314,7 @@ int pvi_session_join(struct pvi_keeper *k, uint64_t token, int fd)
 					"store %s: the session has taken %u files; cancel, and "
 					"prepare again",
 					k->place.name, MANIFEST_TOKENS);
-		rc = pvi_luo_preserve(session, i + 1, fd);
+		rc = preserve(k, session, i + 1, token, fd);
 		if (rc != -EEXIST)
 			break;
 		/* A process died between preserving and listing; it was told nothing. */
@@ -298,7 +322,7 @@ int pvi_session_join(struct pvi_keeper *k, uint64_t token, int fd)
 		if (rc)
 			return rc;
 	}
-	return rc ? preserve_fail(k, token, rc) : entry_append(k, manifest, i, token);
+	return rc ? rc : entry_append(k, manifest, i, token);
 }
 
 int pvi_session_cancel(struct pvi_keeper *k)
@@ -348,7 +372,12 @@ static int take_over_file(struct pvi_keeper *k, int session, uint64_t file, uint
 				") cannot be retrieved: %s",
 				k->place.name, file, file ? "token" : "manifest", file ? token : 0,
 				strerror(-rc));
-	rc = pvi_keeper_keep(k, token, fd);
+	/* The kernel does not keep the mode. */
+	if (fchmod(fd, 0600))
+		rc = pvi_fail(-errno, "store %s: token %" PRIu64 " cannot be made private: %s",
+			      k->place.name, token, strerror(errno));
+	else
+		rc = pvi_keeper_keep(k, token, fd);
 	close(fd);
 	return rc;
 }
