@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the benchmarks share: running a program once, taking turns, medians, rows, the table.
+
+A benchmark is a module with NAME, SUMMARY, CASES and run(context), which returns rows. A figure is
+the median over the context's repeats; in each repeat every side is measured once, one after the other,
+so that a slow spell of the machine hits all of them alike.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+OURS = ("libpreserve", "kvstore")
+# The peer has nothing to flush in /dev/shm, as we have not; see ops_pmemobj.h.
+PMEMOBJ_ENV = {"PMEM_NO_FLUSH": "1", "PMEM_IS_PMEM_FORCE": "1"}
+
+
+class BenchError(Exception):
+    """A measurement that could not be made. It ends the run: no figure is better than a wrong one."""
+
+
+class Context:
+    """What the command line said, and the running commentary."""
+
+    def __init__(self, build_dir, quick, repeat, tools_dir=None):
+        self.build_dir = build_dir
+        self.quick = quick
+        self.repeat = repeat
+        self.tools_dir = tools_dir
+
+    def size(self, full, quick):
+        """A parameter: its real value, or the one of a smoke run."""
+        return quick if self.quick else full
+
+    def program(self, *path):
+        """Path of a program of this build."""
+        file = os.path.join(self.build_dir, *path)
+        if not os.access(file, os.X_OK):
+            raise BenchError(f"{file} is missing: was the build configured with -Dbench=true?")
+        return file
+
+    def tool(self, name):
+        """Path of a peer's program: unpacked by scripts/setup --bench, or installed."""
+        places = [self.tools_dir] if self.tools_dir else []
+        path = os.pathsep.join(places + [os.environ.get("PATH", os.defpath)])
+        file = shutil.which(name, path=path)
+        if not file:
+            raise BenchError(f"{name} is missing; scripts/setup --bench gets it")
+        return file
+
+    @staticmethod
+    def say(text):
+        """Progress, on standard error."""
+        print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def row(bench, case, impl, threads, value, unit, better):
+    """One figure, as it stands in the JSON file."""
+    assert better in ("more", "less")
+    return {
+        "bench": bench,
+        "case": case,
+        "impl": impl,
+        "threads": threads,
+        "value": value,
+        "unit": unit,
+        "better": better,
+    }
+
+
+def figures(text):
+    """The "NAME VALUE" lines that a program printed."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        found[name] = float(value)
+    return found
+
+
+def measure(argv, env=None):
+    """Run a program that measures once; its figures by name."""
+    done = subprocess.run(
+        argv,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BenchError(
+            f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip() or 'no message'}"
+        )
+    return figures(done.stdout)
+
+
+def take_turns(context, what, sides):
+    """Measure each side once a repeat (A B A B ...). `sides` maps a name to a function that returns
+    one value or a tuple; the result maps the name to the median, element by element."""
+    samples = {name: [] for name in sides}
+    for repeat in range(context.repeat):
+        context.say(f"{what}: {repeat + 1} of {context.repeat}")
+        for name, sample in sides.items():
+            samples[name].append(sample())
+    return {name: median(values) for name, values in samples.items()}
+
+
+def median(values):
+    """Of numbers, or of tuples of numbers, element by element."""
+    if isinstance(values[0], tuple):
+        return tuple(statistics.median(column) for column in zip(*values))
+    return statistics.median(values)
+
+
+class Child:
+    """A program in the background that is sure to end: use it in a `with`. `cpu`: the processor that
+    it and what it starts run on."""
+
+    def __init__(self, argv, env=None, cpu=None, cwd=None, log=None):
+        self.argv = argv
+        allowed = os.sched_getaffinity(0)
+        if cpu is not None:
+            os.sched_setaffinity(0, {sorted(allowed)[cpu]})  # inherited
+        try:
+            self.start_time = time.monotonic()
+            self.process = subprocess.Popen(  # pylint: disable=consider-using-with
+                argv,
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log or subprocess.PIPE,
+                stderr=subprocess.STDOUT if log else None,
+                text=True,
+            )
+        finally:
+            os.sched_setaffinity(0, allowed)
+        self.pid = self.process.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self.kill()
+
+    def figure(self, name):
+        """Wait for the line "NAME VALUE"."""
+        line = self.process.stdout.readline()
+        found = figures(line) if line else {}
+        if name not in found:
+            status = self.process.wait()
+            raise BenchError(f"{' '.join(self.argv)}: exit status {status}, no figure '{name}'")
+        return found[name]
+
+    def running(self):
+        """Has it not ended?"""
+        return self.process.poll() is None
+
+    def signal(self, number):
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def kill(self):
+        """SIGKILL, if it still runs, and wait for its end."""
+        if self.running():
+            self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+    def wait(self, seconds):
+        """Wait for its end by itself."""
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError(f"{self.argv[0]} did not end in {seconds} s") from error
+
+
+def wait_until(condition, seconds, what, pause=0.01):
+    """Poll until condition() is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise BenchError(f"waited {seconds} s in vain until {what}")
+        time.sleep(pause)
+
+
+def write_rows(path, rows):
+    """Write the JSON file, whole or not at all."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".new", "w", encoding="ascii") as file:
+        file.write("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+    os.rename(path + ".new", path)
+
+
+def ratio(ours, peer):
+    """How many times better ours is; below 1 the peer is better."""
+    good, bad = (ours, peer) if ours["better"] == "more" else (peer, ours)
+    return good["value"] / bad["value"] if bad["value"] else float("inf")
+
+
+def short(value):
+    """A number with three or more significant digits."""
+    if value >= 1000 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if value >= 1 else f"{value:.3g}"
+
+
+def print_table(name, rows):
+    """One line a case and thread count: ours, then each peer with the ratio to it."""
+    groups = {}
+    for entry in rows:
+        groups.setdefault((entry["case"], entry["threads"]), []).append(entry)
+    lines = []
+    for (case, threads), entries in groups.items():
+        ours = [e for e in entries if e["impl"] in OURS]
+        if len(ours) != 1 or len(entries) < 2:
+            raise BenchError(f"{name}: {case}: {len(ours)} rows of ours among {len(entries)}")
+        cells = [f"{e['impl']} {short(e['value'])} ({short(ratio(ours[0], e))})"
+                 for e in entries if e is not ours[0]]
+        unit = f"{ours[0]['unit']}, {ours[0]['better']}"
+        lines.append([case, str(threads), unit, short(ours[0]["value"])] + cells)
+    head = ["case", "threads", "unit, better", rows_ours_name(rows), "peers (times better than the peer)"]
+    widths = [max(len(line[i]) for line in lines + [head] if i < len(line) - 1 or i < 4)
+              for i in range(4)]
+    cell_width = max(len(cell) for line in lines for cell in line[4:])
+    print(f"\n{name}")
+    print("  ".join(text.ljust(width) for text, width in zip(head, widths)) + "  " + head[4])
+    for line in lines:
+        left = "  ".join(text.rjust(width) if i in (1, 3) else text.ljust(width)
+                         for i, (text, width) in enumerate(zip(line, widths)))
+        print(left + "  " + "  ".join(cell.ljust(cell_width) for cell in line[4:]).rstrip())
+    sys.stdout.flush()
+
+
+def rows_ours_name(rows):
+    """The name under which our own side stands in these rows."""
+    return next(e["impl"] for e in rows if e["impl"] in OURS)

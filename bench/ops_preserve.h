@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The operations of the benchmarks on libpreserve. What each function is for stands in ops.h. */
+#ifndef BENCH_OPS_PRESERVE_H
+#define BENCH_OPS_PRESERVE_H
+
+#include <preserve/preserve.h>
+
+#include "common.h"
+#include "ops.h"
+
+/** What a bench_slot is to the library. */
+struct ops_slot {
+	void *object;
+};
+
+static const struct pv_typedef ops_object_def = PV_TYPE_BYTES("bench-object", 1);
+static const struct pv_typedef ops_slot_def =
+	PV_TYPE(struct ops_slot, "bench-slot", 1, offsetof(struct ops_slot, object));
+
+_Static_assert(sizeof(struct ops_slot) == sizeof(bench_slot), "ops_slot");
+
+static struct pv_store *ops_store;
+static pv_type_t ops_object_type;
+static pv_type_t ops_slot_type;
+
+static inline void ops_check(int err, const char *call)
+{
+	if (__builtin_expect(err, 0))
+		bench_die("%s: %s", call, pv_last_error());
+}
+
+static void ops_open(const struct ops_options *opts)
+{
+	struct pv_options options = {
+		.size = sizeof(options),
+		.flags = opts->attach ? 0 : PV_CREATE | PV_RESET,
+		.handover = opts->keep ? PV_HANDOVER_HOLDER : PV_HANDOVER_NONE,
+		.runtime_dir = opts->dir,
+	};
+
+	ops_check(pv_open(opts->name, &options, &ops_store), "pv_open");
+	ops_check(pv_type_register(ops_store, &ops_object_def, &ops_object_type),
+		  "pv_type_register");
+	ops_check(pv_type_register(ops_store, &ops_slot_def, &ops_slot_type), "pv_type_register");
+}
+
+static void ops_close(void)
+{
+	ops_check(pv_destroy(ops_store), "pv_destroy");
+}
+
+static bench_slot *ops_table(size_t n)
+{
+	void *table;
+
+	ops_check(pv_root(ops_store, "bench-table", ops_slot_type, n * sizeof(bench_slot), &table,
+			  NULL),
+		  "pv_root");
+	return table;
+}
+
+static inline void *ops_new(size_t bytes, uint64_t value)
+{
+	void *object;
+
+	ops_check(pv_reserve(ops_store, ops_object_type, bytes, &object), "pv_reserve");
+	*(uint64_t *)object = value;
+	return object;
+}
+
+static inline void ops_put(bench_slot *slot, size_t bytes, uint64_t value)
+{
+	void *object = ops_new(bytes, value);
+	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(slot, (uintptr_t)object)};
+
+	ops_check(pv_publish(ops_store, actions, 2), "pv_publish");
+}
+
+static inline void ops_replace(bench_slot *slot, size_t bytes, uint64_t value)
+{
+	void *old = (void *)(uintptr_t)*slot;
+	void *object = ops_new(bytes, value);
+	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(slot, (uintptr_t)object),
+				      PV_FREE(old)};
+
+	ops_check(pv_publish(ops_store, actions, 3), "pv_publish");
+}
+
+static inline void ops_drop(bench_slot *slot)
+{
+	void *old = (void *)(uintptr_t)*slot;
+	struct pv_action actions[] = {PV_STORE(slot, 0), PV_FREE(old)};
+
+	ops_check(pv_publish(ops_store, actions, 2), "pv_publish");
+}
+
+static inline uint64_t ops_value(const bench_slot *slot)
+{
+	return *(const uint64_t *)(uintptr_t)*slot;
+}
+
+#endif

@@ -1,0 +1,101 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs benchmarks of a build, writes NAME.json for each and prints a table. scripts/bench calls it."""
+
+import argparse
+import os
+import platform
+import sys
+
+sys.dont_write_bytecode = True
+
+# pylint: disable=wrong-import-position
+import bench_alloc
+import bench_attach
+import bench_kv
+import bench_memory
+import benchlib
+
+BENCHMARKS = {m.NAME: m for m in (bench_attach, bench_kv, bench_alloc, bench_memory)}
+
+
+def describe():
+    """The list of benchmarks and cases."""
+    return "\n".join(
+        f"{name:8}{module.SUMMARY}\n{'':8}cases: {' '.join(module.CASES)}"
+        for name, module in BENCHMARKS.items()
+    )
+
+
+def parse():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=describe(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and end")
+    parser.add_argument("--build-dir", help="an optimised build with -Dbench=true")
+    parser.add_argument("--out", help="folder of the JSON files")
+    parser.add_argument("--tools-dir", help="folder of unpacked programs of peers")
+    parser.add_argument("--quick", action="store_true", help="small sizes: only shows that it works")
+    parser.add_argument("--repeat", type=int, help="samples of each figure (default 5; quick: 1)")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]}; there are: {' '.join(BENCHMARKS)}")
+    if args.repeat is not None and args.repeat < 1:
+        parser.error("--repeat must be at least 1")
+    if not args.list and not (args.build_dir and args.out):
+        parser.error("--build-dir and --out are needed")
+    return args
+
+
+def look_at_machine(say):
+    """Say what the figures will be worth."""
+    processors = len(os.sched_getaffinity(0))
+    if processors < 2:
+        raise benchlib.BenchError("two processors are needed: one for a server, one for its client")
+    say(f"{platform.machine()}, {processors} processors, Linux {platform.release()}")
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(f"warning: load average {load:.2f}: other programs run; take the figures with care")
+
+
+def main():
+    """Run what was asked for; 1 if a benchmark could not measure."""
+    args = parse()
+    if args.list:
+        print(describe())
+        return 0
+    repeat = args.repeat or (1 if args.quick else 5)
+    context = benchlib.Context(os.path.abspath(args.build_dir), args.quick, repeat, args.tools_dir)
+    failed = []
+    try:
+        look_at_machine(context.say)
+    except benchlib.BenchError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 1
+    for name in args.names or BENCHMARKS:
+        path = os.path.join(os.path.abspath(args.out), name + ".json")
+        if os.path.exists(path):
+            os.unlink(path)  # an old file must not pass for this run's
+        try:
+            rows = BENCHMARKS[name].run(context)
+            benchlib.write_rows(path, rows)
+            benchlib.print_table(name, rows)
+            context.say(f"{name}: {path}")
+        except benchlib.BenchError as error:
+            print(f"bench: error: {name}: {error}", file=sys.stderr)
+            failed.append(name)
+    if args.quick:
+        context.say("a quick run: the figures say only that everything works")
+    if failed:
+        print(f"bench: error: not measured: {' '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
