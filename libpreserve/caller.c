@@ -27,7 +27,7 @@ struct caller {
 	uint64_t *tokens; /* those that the caller keeps, in no order */
 	unsigned int ntokens;
 	unsigned int capacity;
-	bool forgotten; /* pv_options.fds no longer counts */
+	bool taken; /* pv_options.fds was looked at: its tokens are known, it may be gone */
 };
 
 static struct caller *caller_of(struct pvi_handover *h)
@@ -111,7 +111,7 @@ static int caller_fetch(struct pvi_handover *h, struct pvi_fd **out, unsigned in
 			bool *from_kexec)
 {
 	struct caller *c = caller_of(h);
-	unsigned int nfds = c->forgotten ? 0 : c->opts->nfds;
+	unsigned int nfds = c->taken ? 0 : c->opts->nfds;
 	struct pvi_fd *fds;
 	unsigned int done;
 	int rc = 0;
@@ -150,6 +150,7 @@ static int caller_fetch(struct pvi_handover *h, struct pvi_fd **out, unsigned in
 		fds_free(fds, done);
 		return rc;
 	}
+	c->taken = true;
 	*out = fds;
 	*n = nfds;
 	*from_kexec = false;
@@ -203,11 +204,11 @@ static int caller_forget(struct pvi_handover *h)
 	int rc = 0;
 
 	/* What was given and never fetched belongs to the store as well; foreign ones do not. */
-	for (unsigned int i = 0; !c->forgotten && i < c->opts->nfds; i++) {
+	for (unsigned int i = 0; !c->taken && i < c->opts->nfds; i++) {
 		if (token_of(c->opts, i, &token) == 0 && token_note(c, token))
 			return -ENOMEM;
 	}
-	c->forgotten = true;
+	c->taken = true;
 	while (c->ntokens > 0) {
 		int told = tell(c, PV_KEEP_DROP, c->tokens[--c->ntokens], -1);
 
