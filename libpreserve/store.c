@@ -27,6 +27,7 @@
 #define LANES_DEFAULT	      256u
 #define LARGE_PAGE	      16384u
 #define BASE_ATTEMPTS	      64u
+#define GRANULES_SHIFT	      20 /* a window has at most 2^20 granules, see pv_store.segment_of */
 /* TSan leaves little room for windows, see arena.c. */
 #if defined(__SANITIZE_THREAD__)
 #undef WINDOW_BYTES_DEFAULT
@@ -72,10 +73,12 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 						"pv_options has fields that this library does not know");
 		memcpy(o, opts, opts->size < sizeof(*o) ? opts->size : sizeof(*o));
 	}
-	if (!o->window_bytes)
-		o->window_bytes = WINDOW_BYTES_DEFAULT;
 	if (!o->segment_bytes)
 		o->segment_bytes = SEGMENT_BYTES_DEFAULT;
+	if (!o->window_bytes)
+		o->window_bytes = WINDOW_BYTES_DEFAULT < o->segment_bytes << GRANULES_SHIFT
+					  ? WINDOW_BYTES_DEFAULT
+					  : o->segment_bytes << GRANULES_SHIFT;
 	if (!o->lanes)
 		o->lanes = LANES_DEFAULT;
 	if (!o->page_bytes)
@@ -91,7 +94,7 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 				" is not a power of two from 32 KiB to 1 GiB",
 				o->segment_bytes);
 	if (!power_of_two(o->window_bytes) || o->window_bytes < 2 * o->segment_bytes ||
-	    o->window_bytes / o->segment_bytes > 1u << 20 || o->window_bytes > 1ull << 45)
+	    o->window_bytes / o->segment_bytes > 1u << GRANULES_SHIFT || o->window_bytes > 1ull << 45)
 		return pvi_fail(-EINVAL,
 				"pv_options.window_bytes %" PRIu64
 				" is not a power of two from 2 to 2^20 times segment_bytes",

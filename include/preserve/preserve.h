@@ -101,7 +101,8 @@ struct pv_options {
 	uint32_t flags;    /* PV_CREATE ... */
 	uint32_t handover; /* enum pv_handover */
 	/* The next four are recorded at creation and ignored when the store exists. */
-	uint64_t window_bytes;  /* addresses to set aside, a power of two; default 1 TiB (2^40) */
+	uint64_t window_bytes;  /* addresses to set aside, a power of two, at most 2^20 times
+				   segment_bytes; default that, but not more than 1 TiB (2^40) */
 	uint64_t segment_bytes; /* size of the first segment, a power of two of at least 32 KiB; later
 				   ones double up to 1 GiB; default 64 MiB */
 	uint32_t lanes;         /* threads that can use the store at the same time; default 256 */
@@ -246,7 +247,7 @@ int pv_root(struct pv_store *store, const char *name, pv_type_t type, size_t byt
 
 /**
  * Reserve an object of `bytes` bytes (its contents are undefined) to be filled in and published.
- * Aligned to 16 bytes; to the size rounded down to a power of two, up to 4096, if that is larger.
+ * Aligned to the largest power of two that divides `bytes`, but to at least 16 and at most 4096.
  * Errors: -EINVAL size 0 or unknown type; -ENOSPC limit or window; -ENOMEM; -EUSERS; -EPERM.
  * Crash: the object is free again. Any thread; the object belongs to the caller until published.
  */
