@@ -33,14 +33,10 @@ __attribute__((format(printf, 2, 3))) static void problem(struct walk *w, const 
 	w->tell(w->ctx, line);
 }
 
-/* What a slot byte means now: RESERVED, RETIRED and HELD of an older epoch are FREE. */
-static uint8_t slot_state(const struct pv_store *s, uint64_t rec, uint8_t byte)
+/* What a slot byte means: RESERVED, RETIRED and HELD of a process that is gone are FREE. */
+static uint8_t slot_state(bool cold, uint8_t byte)
 {
-	bool older = (rec & PVI_EPOCH_MASK) != s->epoch_bits;
-
-	if (older && byte >= PV_SLOT_RESERVED && byte <= PV_SLOT_HELD)
-		return PV_SLOT_FREE;
-	return byte;
+	return cold && byte >= PV_SLOT_RESERVED && byte <= PV_SLOT_HELD ? PV_SLOT_FREE : byte;
 }
 
 static void check_slab(struct walk *w, const struct pvi_segment *seg, uint32_t page, uint64_t rec)
@@ -49,6 +45,7 @@ static void check_slab(struct walk *w, const struct pvi_segment *seg, uint32_t p
 	const uint8_t *bytes = pvi_slab_bytes(w->s, seg, page, rec);
 	uint32_t covered_from = pvi_rec_meta(rec) / c->slot_bytes;
 	uint32_t covered = c->nslots - c->usable;
+	bool cold = !pvi_store_page(w->s, seg->off + ((uint64_t) page << w->s->page_shift))->slab;
 
 	w->report->slabs++;
 	if (!pvi_slab_sound(w->s, seg, page, rec)) {
@@ -60,7 +57,7 @@ static void check_slab(struct walk *w, const struct pvi_segment *seg, uint32_t p
 		uint64_t entry = pvi_rec_load(seg->map, page + i);
 		uint64_t want = rec | (uint64_t) i << PV_PAGE_BACK_SHIFT;
 
-		if ((entry ^ want) & ~PVI_EPOCH_MASK)
+		if (entry != want)
 			problem(w, "segment %u: page %u is not part of the slab at page %u",
 				seg->number, page + i, page);
 	}
@@ -72,7 +69,7 @@ static void check_slab(struct walk *w, const struct pvi_segment *seg, uint32_t p
 				seg->number, page, i, bytes[i]);
 			continue;
 		}
-		switch (slot_state(w->s, rec, bytes[i])) {
+		switch (slot_state(cold, bytes[i])) {
 		case PV_SLOT_LIVE:
 			w->report->live_objects++;
 			w->report->live_bytes += c->slot_bytes;
@@ -148,30 +145,23 @@ static void check_segment(struct walk *w, const struct pvi_segment *seg)
 static bool live_at(const struct pv_store *s, uint64_t off, uint32_t type, uint64_t bytes)
 {
 	const struct pvi_segment *seg = pvi_store_segment(s, off);
-	const struct pvi_class *c;
-	uint64_t rec, in;
+	const uint8_t *byte;
+	uint64_t rec;
 	uint32_t page;
 
-	if (!seg || off - seg->off >= seg->bytes)
+	if (!seg || off - seg->data_off >= seg->data_bytes)
 		return false;
-	page = (uint32_t) ((off - seg->off) >> s->page_shift);
+	off -= seg->off;
+	page = (uint32_t) (off >> s->page_shift);
 	rec = pvi_rec_load(seg->map, page);
 	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
 		return pvi_page_head_sound(s, seg, page, rec) &&
-		       off - seg->off == (uint64_t) page << s->page_shift &&
+		       off == (uint64_t) page << s->page_shift &&
 		       pvi_rec_extent_type(rec) == type &&
 		       (uint64_t) pvi_rec_extent_pages(rec) << s->page_shift >= bytes;
-	if (pvi_page_kind(rec) != PV_PAGE_SLAB || pvi_rec_back(rec) > page)
-		return false;
-	page -= pvi_rec_back(rec);
-	rec = pvi_rec_load(seg->map, page);
-	if (pvi_page_kind(rec) != PV_PAGE_SLAB || !pvi_page_head_sound(s, seg, page, rec))
-		return false;
-	c = &s->classes[pvi_rec_class(rec)];
-	in = off - seg->off - ((uint64_t) page << s->page_shift);
-	return in % c->slot_bytes == 0 && in / c->slot_bytes < c->nslots &&
-	       pvi_rec_type(rec) == type && c->slot_bytes >= bytes &&
-	       pvi_slab_bytes(s, seg, page, rec)[in / c->slot_bytes] == PV_SLOT_LIVE;
+	byte = pvi_slab_slot(s, seg, off, &rec);
+	return byte && *byte == PV_SLOT_LIVE && pvi_rec_type(rec) == type &&
+	       s->classes[pvi_rec_class(rec)].slot_bytes >= bytes;
 }
 
 static void check_roots(struct walk *w)

@@ -78,6 +78,8 @@ static inline void pvi_lane_end(struct lane_rec *lane)
 	__atomic_store_n(&lane->count, 0, __ATOMIC_RELAXED);
 	pvi_barrier();
 }
+/** Is it an action that an intent or a commit can contain? */
+bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a);
 /** Do one action. */
 void pvi_lane_apply(struct pv_store *s, const struct action_rec *a);
 /** Do the lane's first n actions as one, and leave the lane idle. */
@@ -121,7 +123,6 @@ static inline uint32_t pvi_page_field(uint64_t rec, unsigned int shift, unsigned
 #define pvi_rec_extent_pages(rec) ((uint32_t) ((rec) >> PV_EXTENT_PAGES_SHIFT))
 #define pvi_rec_other_sub(rec)	  pvi_page_field(rec, PV_OTHER_SUB_SHIFT, 2)
 #define pvi_rec_other_back(rec)	  ((uint32_t) ((rec) >> PV_OTHER_BACK_SHIFT))
-#define PVI_EPOCH_MASK (((1ull << PV_PAGE_EPOCH_BITS) - 1) << PV_PAGE_EPOCH_SHIFT)
 
 static inline uint64_t pvi_rec_extent(uint32_t type, uint32_t npages)
 {
@@ -160,13 +161,17 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 /** Give the oldest `count` slots of a magazine back to their slabs. */
 void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m,
 		    uint32_t count);
-/** Validate and tidy the slab whose head is at `page`, if it is of an older epoch. */
+/** Validate and tidy the slab whose head is at `page`, if that has not been done. */
 int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
 /** Put a head page that pvi_page_load() found on its bin's cold list. */
 void pvi_slab_found(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
 /** Is the slab_rec of this head page what the page map says? Any lock. */
 bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
 		    uint64_t rec);
+/** The slot byte of the object at an offset of a segment, by the page map alone, without warming: for
+ *  those who only look. NULL: no slot begins there. Any lock. */
+uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, uint64_t seg_off,
+		       uint64_t *rec);
 static inline uint8_t *pvi_slab_bytes(const struct pv_store *s, const struct pvi_segment *seg,
 				      uint32_t page, uint64_t rec)
 {
@@ -180,6 +185,26 @@ static inline uint8_t *pvi_slab_bytes(const struct pv_store *s, const struct pvi
 int pvi_heap_live_begin(struct pv_store *s, void *object, struct action_rec *live);
 /** ... and what is to be done when that intent is. */
 void pvi_heap_live_end(struct pv_store *s, void *object);
+
+/* A LIVE or FREE in three steps: what is to be done, with the errors of pv_publish(); doing it, once
+ * that is committed; and what follows once the log that says so is void. */
+int pvi_heap_resolve(struct pv_store *s, const struct pv_action *a, struct action_rec *rec,
+		     struct pvi_object *o);
+void pvi_heap_apply(struct pv_store *s, const struct pv_action *a, const struct action_rec *rec,
+		    const struct pvi_object *o);
+void pvi_heap_settle(struct pv_store *s, struct pvi_thread *t, const struct pv_action *a,
+		     const struct pvi_object *o);
+/** Hold pages that stay FREE in the page map; pv_cancel() gives them back. */
+int pvi_heap_hold(struct pv_store *s, size_t bytes, void **out);
+/** Is [off, off + bytes) within pages of objects of one segment? */
+bool pvi_heap_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes);
+
+/* ---- tx.c ---- */
+
+/** After a crash: check every lane's transaction, then undo or finish them. Attach only. */
+int pvi_tx_recover(struct pv_store *s, uint64_t *recovered);
+/** The thread ends: abort what it left open. */
+void pvi_tx_leave(struct pv_store *s, struct pvi_thread *t);
 
 /* ---- thread.c ---- */
 
@@ -199,15 +224,24 @@ int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out);
 struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,
 					 uint32_t class);
 
+/** Number of the bin of a type and class. */
+static inline uint32_t pvi_bin_number(uint32_t type, uint32_t class)
+{
+	return type << PV_PAGE_CLASS_BITS | class;
+}
+
+/** The calling thread's state, NULL if it has none yet. */
+static inline struct pvi_thread *pvi_thread_find(const struct pv_store *s)
+{
+	const struct pvi_tls_entry *e = &pvi_tls[s->slot];
+
+	return pvi_likely(e->serial == s->serial) ? e->thread : NULL;
+}
+/** The same, made if need be. */
 static inline int pvi_thread_get(struct pv_store *s, struct pvi_thread **out)
 {
-	struct pvi_tls_entry *e = &pvi_tls[s->slot];
-
-	if (pvi_likely(e->serial == s->serial)) {
-		*out = e->thread;
-		return 0;
-	}
-	return pvi_thread_enter(s, out);
+	*out = pvi_thread_find(s);
+	return pvi_likely(*out != NULL) ? 0 : pvi_thread_enter(s, out);
 }
 
 /* ---- segment.c ---- */
@@ -231,6 +265,12 @@ static inline struct pvi_segment *pvi_store_segment(const struct pv_store *s, ui
 	if (off >= s->window_bytes)
 		return NULL;
 	return atomic_load_explicit(&s->segment_of[off >> s->granule_shift], memory_order_acquire);
+}
+
+/** The descriptor of the page that an offset lies in. */
+static inline struct pvi_page *pvi_store_page(const struct pv_store *s, uint64_t off)
+{
+	return &s->pages[off >> s->page_shift];
 }
 
 /** Is it a name that may stand in an index, a socket's path and a session's name? */

@@ -121,7 +121,7 @@ static bool pages_action_sound(const struct pv_store *s, const struct pvi_segmen
 }
 
 /* Would doing this action stay within what an intent of ours can contain? */
-static bool action_sound(const struct pv_store *s, const struct action_rec *a)
+bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 {
 	const struct pvi_segment *seg;
 	uint64_t off = off_of(a), gen = s->index.rec->generation;
@@ -155,7 +155,7 @@ int pvi_lane_recover(struct pv_store *s, uint64_t *redone)
 			return pvi_fail(-EBADMSG, "segment 0: lane %u: %" PRIu64 " actions in an intent",
 					i, lane->count);
 		for (uint64_t k = 0; k < lane->count; k++)
-			if (!action_sound(s, &lane->actions[k]))
+			if (!pvi_lane_action_sound(s, &lane->actions[k]))
 				return pvi_fail(-EBADMSG,
 						"segment 0: lane %u: action %" PRIu64
 						" (operation %" PRIu64 " at offset 0x%" PRIx64

@@ -90,13 +90,12 @@ _Static_assert(sizeof(struct segment_rec) == 120, "segment_rec");
  * Page map entry: one 64-bit word a page, written in a single store.
  *
  *	FREE	all zero
- *	SLAB	kind | class | back | meta | type | epoch	the same in every page, but for `back`
+ *	SLAB	kind | class | back | meta | type	the same in every page, but for `back`
  *	EXTENT	kind | pages | type				head of a live large object
  *	OTHER	kind | sub   | back				META (header pages) or CONT
  *
  * `back` is the distance to the head page, in pages. `meta` is where the slab_rec lies in the slab,
- * in units of 64 bytes. `epoch` is the low bits of the epoch in which the slab was last tidied:
- * slot bytes RESERVED, RETIRED or HELD of an older epoch belong to a process that is gone: FREE.
+ * in units of 64 bytes. The top 20 bits are zero.
  */
 #define PV_PAGE_FREE   0u
 #define PV_PAGE_SLAB   1u
@@ -108,13 +107,12 @@ _Static_assert(sizeof(struct segment_rec) == 120, "segment_rec");
 #define PV_PAGE_BACK_BITS  7
 #define PV_PAGE_META_BITS  15
 #define PV_PAGE_TYPE_BITS  13
-#define PV_PAGE_EPOCH_BITS 20
 
 #define PV_PAGE_CLASS_SHIFT  2
 #define PV_PAGE_BACK_SHIFT   9
 #define PV_PAGE_META_SHIFT   16
 #define PV_PAGE_TYPE_SHIFT   31
-#define PV_PAGE_EPOCH_SHIFT  44
+#define PV_PAGE_UNUSED_SHIFT 44
 #define PV_EXTENT_TYPE_SHIFT 2	/* 13 bits */
 #define PV_EXTENT_PAGES_SHIFT 16 /* 32 bits; FREE in a lane action uses it as well */
 #define PV_OTHER_SUB_SHIFT   2	/* 2 bits */
@@ -140,12 +138,15 @@ struct slab_rec {
 
 _Static_assert(sizeof(struct slab_rec) == 32, "slab_rec");
 
-/** State of a slot: one byte, one store. */
+/**
+ * State of a slot: one byte, one store. The last three belong to the process that wrote them: to any
+ * later one they mean FREE, and it makes them so before it uses the slab.
+ */
 #define PV_SLOT_FREE	 0u
 #define PV_SLOT_LIVE	 1u
-#define PV_SLOT_RESERVED 2u /* handed out in the slab's epoch, not published */
-#define PV_SLOT_RETIRED	 3u /* freed, but readers of the slab's epoch may still look at it */
-#define PV_SLOT_HELD	 4u /* in a magazine of the slab's epoch, ready to be handed out */
+#define PV_SLOT_RESERVED 2u /* handed out, not published */
+#define PV_SLOT_RETIRED	 3u /* freed, but readers may still look at it */
+#define PV_SLOT_HELD	 4u /* in a thread's magazine, ready to be handed out */
 #define PV_SLOT_META	 0xffu /* under the slab_rec: not a slot */
 
 /* ---- lane ------------------------------------------------------------------------------------- */
@@ -167,16 +168,53 @@ struct action_rec {
 #define PV_LANE_ACTIONS 31u
 
 /**
- * A thread's intent. `count` is the commit word: 0 means that there is nothing to do, otherwise
- * that many actions are valid and recovery does them (again).
+ * Entry of a transaction's log: either an action that the commit does, as above, or a range to be
+ * put back (`where`: PV_DO_UNDO and the offset, `value`: bytes), whose old contents follow, padded to
+ * 8 bytes. Either is followed by a word with the length of all of it, so that the log can be read
+ * backwards.
+ */
+struct tx_entry_rec {
+	uint64_t where;
+	uint64_t value;
+};
+
+#define PV_DO_UNDO 8u
+
+/** A piece of the log. The first is lane_rec.log; others are pages that are FREE in the page map, which
+ *  nobody else takes before recovery has read them. */
+struct tx_chunk_rec {
+	uint64_t off;
+	uint64_t bytes;
+	uint64_t used; /* set before the next chunk is begun */
+};
+
+#define PV_TX_CHUNKS	21u
+#define PV_TX_LOG_BYTES 1032u
+
+/* The commit word of a transaction: where its log ends, and what recovery does with it. */
+#define PV_TX_NONE	  0u /* nothing */
+#define PV_TX_ACTIVE	  1u /* put the ranges back */
+#define PV_TX_COMMITTED	  2u /* do the actions */
+#define PV_TX_CHUNK_SHIFT 2  /* 6 bits: number of the last chunk */
+#define PV_TX_END_SHIFT	  8  /* bytes used of it */
+
+/**
+ * A thread's log. `count` is the commit word of its intent: 0 means that there is nothing to do,
+ * otherwise that many actions are valid and recovery does them (again). `tx` is the commit word of its
+ * transaction.
  */
 struct lane_rec {
 	uint64_t count;
-	uint64_t reserved;
+	uint64_t tx;
 	struct action_rec actions[PV_LANE_ACTIONS];
+	struct tx_chunk_rec chunks[PV_TX_CHUNKS];
+	uint8_t log[PV_TX_LOG_BYTES];
 };
 
 _Static_assert(sizeof(struct action_rec) == 16, "action_rec");
-_Static_assert(sizeof(struct lane_rec) == 512, "lane_rec");
+_Static_assert(sizeof(struct tx_entry_rec) == 16, "tx_entry_rec");
+_Static_assert(sizeof(struct tx_chunk_rec) == 24, "tx_chunk_rec");
+_Static_assert(offsetof(struct lane_rec, chunks) == 512, "lane_rec.chunks");
+_Static_assert(sizeof(struct lane_rec) == 2048, "lane_rec");
 
 #endif

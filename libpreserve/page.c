@@ -37,6 +37,7 @@ bool pvi_page_head_sound(const struct pv_store *s, const struct pvi_segment *seg
 		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
 
 		return pvi_rec_back(rec) == 0 && pvi_rec_type(rec) != 0 &&
+		       rec >> PV_PAGE_UNUSED_SHIFT == 0 &&
 		       pvi_rec_meta(rec) + c->meta_bytes <= (uint64_t) n << s->page_shift;
 	}
 	return false;

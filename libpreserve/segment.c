@@ -81,6 +81,8 @@ static void set_segment(struct pv_store *s, struct pvi_segment *seg, const struc
 		.fd = fd,
 		.birth_generation = rec->birth_generation,
 	};
+	seg->data_off = seg->off + ((uint64_t) rec->first_page << s->page_shift);
+	seg->data_bytes = (uint64_t) (rec->npages - rec->first_page) << s->page_shift;
 	seg->map = (uint64_t *) (void *) (seg->addr + rec->map_off);
 	if (rec->nlanes)
 		s->lanes = (struct lane_rec *) (void *) (seg->addr + rec->lanes_off);

@@ -92,11 +92,7 @@ void pvi_class_init(struct pv_store *s)
 			init_grid(c, page, npages_min);
 		else
 			init_tail(c, page, npages_min);
-		s->divisors[i] = (struct pvi_divisor){
-			.slot_bytes = c->slot_bytes,
-			.reciprocal = (uint32_t) ((1ull << 32) / c->slot_bytes + 1),
-			.nslots = c->nslots,
-		};
+		c->reciprocal = (uint32_t) ((1ull << 32) / c->slot_bytes + 1);
 		by_bytes = 65536 / c->slot_bytes;
 		c->magazine = (uint16_t) (by_bytes > PVI_MAGAZINE_SLOTS ? PVI_MAGAZINE_SLOTS
 					  : by_bytes < 4		? 4

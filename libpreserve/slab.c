@@ -3,9 +3,10 @@
  * Slabs and bins: where magazines get their slots from and give them back to.
  *
  * The truth about a slot is its byte in the arena. What is kept here in ordinary memory (how many
- * slots of a slab are FREE, which slabs have any) is derived from the bytes when a slab is first
- * touched in an epoch: it is warmed. Warming also turns what an older epoch RESERVED, RETIRED or HELD
- * into FREE; until then nobody looks at those bytes, so a crash needs no walk of the heap.
+ * slots of a slab are FREE, which slabs have any, where the bytes are) is derived from the arena when
+ * this process first touches a slab: it is warmed. Warming checks the slab, and turns what an earlier
+ * process left RESERVED, RETIRED or HELD into FREE; until then nobody looks at those bytes, so a crash
+ * needs no walk of the heap.
  *
  * Everything here runs under heap_lock, and with the calling thread's lane idle. Slot bytes are
  * also written without the lock, by whoever owns the slot (HELD -> RESERVED -> LIVE -> HELD), but never
@@ -87,6 +88,28 @@ bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uin
 	       slab->meta_off == pvi_rec_meta(rec) && slab->npages == c->npages;
 }
 
+uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, uint64_t seg_off,
+		       uint64_t *rec)
+{
+	uint32_t page = (uint32_t) (seg_off >> s->page_shift);
+	uint64_t entry = pvi_rec_load(seg->map, page), in;
+	const struct pvi_class *c;
+
+	if (pvi_page_kind(entry) != PV_PAGE_SLAB || pvi_rec_back(entry) > page)
+		return NULL;
+	page -= pvi_rec_back(entry);
+	entry = pvi_rec_load(seg->map, page);
+	if (pvi_page_kind(entry) != PV_PAGE_SLAB || !pvi_page_head_sound(s, seg, page, entry) ||
+	    !pvi_slab_sound(s, seg, page, entry))
+		return NULL;
+	c = &s->classes[pvi_rec_class(entry)];
+	in = seg_off - ((uint64_t) page << s->page_shift);
+	if (in % c->slot_bytes || in / c->slot_bytes >= c->nslots)
+		return NULL;
+	*rec = entry;
+	return pvi_slab_bytes(s, seg, page, entry) + in / c->slot_bytes;
+}
+
 /*
  * Where the slab_rec lies. Slabs are aligned to pages, so if it were always at the same place, the
  * slot bytes of all slabs would fall into the same few cache sets and evict each other. It wanders
@@ -134,6 +157,23 @@ static void slab_format(const struct pv_store *s, struct pvi_segment *seg, uint3
 		memset(bytes + meta_off / c->slot_bytes, PV_SLOT_META, c->nslots - c->usable);
 }
 
+/* Let the fast paths find the slots of a slab that is sound and tidy. */
+static void describe_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec)
+{
+	const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
+	uint64_t off = seg->off + ((uint64_t) page << s->page_shift);
+	struct pvi_page *p = pvi_store_page(s, off);
+
+	for (uint32_t i = 0; i < c->npages; i++, p++) {
+		p->bytes = pvi_slab_bytes(s, seg, page, rec);
+		p->reciprocal = c->reciprocal;
+		p->slot_bytes = c->slot_bytes;
+		p->grid_bytes = c->nslots * c->slot_bytes;
+		p->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
+		__atomic_store_n(&p->slab, (uint8_t *) s->base + off, __ATOMIC_RELEASE);
+	}
+}
+
 /* A fresh slab on its bin's partial list. The pages are FREE in the map until the lane says
  * otherwise, so a crash while the slab is formatted leaves nothing. */
 static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class)
@@ -154,11 +194,12 @@ static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, 
 	off = seg->off + ((uint64_t) page << s->page_shift);
 	rec = PV_PAGE_SLAB | (uint64_t) class << PV_PAGE_CLASS_SHIFT |
 	      (uint64_t) (slab_color(c, off, s->page_shift) / PV_SLAB_ALIGN) << PV_PAGE_META_SHIFT |
-	      (uint64_t) type << PV_PAGE_TYPE_SHIFT | s->epoch_bits;
+	      (uint64_t) type << PV_PAGE_TYPE_SHIFT;
 	slab_format(s, seg, page, rec);
 	t->lane->actions[0].where = pvi_lane_where(PV_DO_PAGES, off);
 	t->lane->actions[0].value = rec;
 	pvi_lane_run(s, t->lane, 1);
+	describe_pages(s, seg, page, rec);
 
 	d = &seg->slabs[page];
 	*d = (struct pvi_slab){
@@ -178,12 +219,14 @@ static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bi
 	t->lane->actions[0].value = pvi_rec_free(c->npages);
 	pvi_lane_run(s, t->lane, 1);
 	d->state = PVI_SLAB_NONE;
-	atomic_fetch_add_explicit(&s->releases, 1, memory_order_relaxed);
+	for (uint32_t i = 0; i < c->npages; i++)
+		__atomic_store_n(&pvi_store_page(s, seg->off)[page + i].slab, NULL,
+				 __ATOMIC_RELAXED);
 	pvi_page_free(s, seg, page, c->npages);
 }
 
-/* Turn what an older epoch held into FREE and count. A crash in between leaves the slab as cold as
- * it was. Negative if a byte is none that a slab can have. */
+/* Turn what an earlier process held into FREE and count. A crash in between leaves the slab as cold
+ * as it was. Negative if a byte is none that a slab can have. */
 static int slab_tidy(const struct pvi_class *c, uint8_t *bytes, uint32_t meta_off)
 {
 	int nfree = 0;
@@ -217,9 +260,9 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	if (err)
 		return err;
 	rec = pvi_rec_load(seg->map, page);
-	if ((rec & PVI_EPOCH_MASK) == s->epoch_bits)
-		return 0;
 	d = &seg->slabs[page];
+	if (d->state == PVI_SLAB_PARTIAL || d->state == PVI_SLAB_FULL)
+		return 0; /* another thread was faster */
 	if (d->state != PVI_SLAB_COLD)
 		return pvi_fail(-EBADMSG, "segment %u: page %u: not a slab", seg->number, page);
 	bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
@@ -240,9 +283,7 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	d->state = nfree ? PVI_SLAB_PARTIAL : PVI_SLAB_FULL;
 	if (nfree)
 		list_push(&bin->partial, d);
-	/* From here on RESERVED and HELD bytes belong to this epoch. */
-	pvi_barrier();
-	pvi_lane_apply_pages(s, seg, page, (rec & ~PVI_EPOCH_MASK) | s->epoch_bits);
+	describe_pages(s, seg, page, rec);
 	return 0;
 }
 

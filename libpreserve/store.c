@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
@@ -111,6 +112,11 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 
 /* ---- a handle ---- */
 
+static size_t pages_bytes(const struct pv_store *s)
+{
+	return (s->window_bytes >> s->page_shift) * sizeof(*s->pages);
+}
+
 static int geometry(struct pv_store *s)
 {
 	s->base = s->index.base;
@@ -124,12 +130,13 @@ static int geometry(struct pv_store *s)
 	s->lanes_taken = calloc((s->nlanes + 63) / 64, 8);
 	if (!s->segment_of || !s->segments || !s->lanes_taken)
 		return pvi_fail(-ENOMEM, "no memory for the store's tables");
+	s->pages = mmap(NULL, pages_bytes(s), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (s->pages == MAP_FAILED) {
+		s->pages = NULL;
+		return pvi_fail(-ENOMEM, "no addresses for the page descriptors: %s", strerror(errno));
+	}
 	return 0;
-}
-
-static void set_epoch(struct pv_store *s)
-{
-	s->epoch_bits = s->index.epoch << PV_PAGE_EPOCH_SHIFT;
 }
 
 /* Release what a handle has; the backend's handle is the caller's. */
@@ -149,6 +156,8 @@ static void teardown(struct pv_store *s)
 	if (s->index.lock_fd >= 0) /* releases the lock */
 		close(s->index.lock_fd);
 	pvi_index_free(&s->index);
+	if (s->pages)
+		munmap(s->pages, pages_bytes(s));
 	free(s->segment_of);
 	free(s->segments);
 	free(s->lanes_taken);
@@ -270,7 +279,6 @@ static int create(struct pv_store *s, const char *name, const struct pv_options 
 	err = s->handover->ops->keep(s->handover, 1, s->segments[0].fd);
 	if (!err)
 		err = s->handover->ops->keep(s->handover, 0, s->index.fd);
-	set_epoch(s);
 	s->origin = PV_ORIGIN_CREATED;
 	return err;
 }
@@ -341,10 +349,14 @@ static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 static int recover(struct pv_store *s)
 {
 	uint64_t generation = s->index.rec->generation;
-	int err = pvi_lane_recover(s, &s->recovered);
+	uint64_t intents = 0, transactions = 0;
+	int err = pvi_lane_recover(s, &intents);
 
+	if (!err)
+		err = pvi_tx_recover(s, &transactions);
 	if (err)
 		return err;
+	s->recovered = intents + transactions;
 	if (s->index.rec->generation != generation) {
 		/* A root's creation was finished: the index now in force names it. */
 		err = pvi_index_reread(&s->index, s->index.rec);
@@ -352,7 +364,6 @@ static int recover(struct pv_store *s)
 			return err;
 	}
 	s->index.epoch++;
-	set_epoch(s);
 	note_writer(s);
 	err = pvi_index_stage(&s->index, &generation);
 	if (!err)
@@ -366,9 +377,7 @@ static int attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsi
 
 	if (!err)
 		err = map_all(s, fds, n);
-	if (!err && s->readonly)
-		set_epoch(s);
-	else if (!err)
+	if (!err && !s->readonly)
 		err = recover(s);
 	if (err || s->readonly)
 		return err;

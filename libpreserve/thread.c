@@ -15,6 +15,9 @@
 
 _Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
 
+/* Empty and full. Never written. */
+static struct pvi_magazine no_magazine;
+
 static pthread_mutex_t stores_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pv_store *stores[PVI_STORES_MAX];
 static uint64_t last_serial;
@@ -27,30 +30,22 @@ static void thread_leave(struct pv_store *s, struct pvi_thread *t)
 {
 	struct pvi_thread **link = &s->threads;
 
-	for (uint32_t type = 1; type < t->ntypes; type++) {
-		if (!t->magazines[type])
-			continue;
-		for (uint32_t c = 0; c < s->nclasses; c++) {
-			struct pvi_magazine *m = t->magazines[type][c];
-
-			if (m)
-				pvi_slab_flush(s, t, m, m->n);
-		}
-	}
+	for (uint32_t i = 0; i < t->nbins; i++)
+		if (t->magazines[i]->n)
+			pvi_slab_flush(s, t, t->magazines[i], t->magazines[i]->n);
 	s->lanes_taken[t->lane_number / 64] &= ~(1ull << (t->lane_number % 64));
 	while (*link != t)
 		link = &(*link)->next;
 	*link = t->next;
 }
 
-static void thread_free(struct pv_store *s, struct pvi_thread *t)
+static void thread_free(struct pvi_thread *t)
 {
-	for (uint32_t type = 1; type < t->ntypes; type++) {
-		for (uint32_t c = 0; t->magazines[type] && c < s->nclasses; c++)
-			free(t->magazines[type][c]);
-		free(t->magazines[type]);
-	}
+	for (uint32_t i = 0; i < t->nbins; i++)
+		if (t->magazines[i] != &no_magazine)
+			free(t->magazines[i]);
 	free(t->magazines);
+	free(t->tx.actions);
 	free(t);
 }
 
@@ -62,10 +57,11 @@ static void thread_exit(void *unused)
 
 		if (!s || pvi_tls[i].serial != s->serial)
 			continue;
+		pvi_tx_leave(s, pvi_tls[i].thread);
 		pthread_mutex_lock(&s->heap_lock);
 		thread_leave(s, pvi_tls[i].thread);
 		pthread_mutex_unlock(&s->heap_lock);
-		thread_free(s, pvi_tls[i].thread);
+		thread_free(pvi_tls[i].thread);
 		pvi_tls[i].serial = 0;
 	}
 	pthread_mutex_unlock(&stores_lock);
@@ -103,7 +99,7 @@ void pvi_thread_store_close(struct pv_store *s)
 		struct pvi_thread *t = s->threads;
 
 		s->threads = t->next;
-		thread_free(s, t);
+		thread_free(t);
 	}
 	pthread_mutex_unlock(&stores_lock);
 }
@@ -156,30 +152,26 @@ int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
 struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,
 					 uint32_t class)
 {
+	uint32_t bin = pvi_bin_number(type, class), nbins = pvi_bin_number(type + 1, 0);
 	struct pvi_magazine *m;
 
-	if (type >= t->ntypes) {
-		struct pvi_magazine ***bigger =
-			reallocarray(t->magazines, type + 1, sizeof(*t->magazines));
+	if (bin >= t->nbins) {
+		struct pvi_magazine **bigger =
+			reallocarray(t->magazines, nbins, sizeof(*t->magazines));
 
 		if (!bigger)
 			return NULL;
-		memset(bigger + t->ntypes, 0, (type + 1 - t->ntypes) * sizeof(*bigger));
 		t->magazines = bigger;
-		t->ntypes = type + 1;
+		while (t->nbins < nbins)
+			t->magazines[t->nbins++] = &no_magazine;
 	}
-	if (!t->magazines[type]) {
-		t->magazines[type] = calloc(PVI_CLASSES, sizeof(*t->magazines[type]));
-		if (!t->magazines[type])
-			return NULL;
-	}
-	m = t->magazines[type][class];
-	if (!m) {
+	m = t->magazines[bin];
+	if (m == &no_magazine) {
 		m = calloc(1, sizeof(*m));
 		if (!m)
 			return NULL;
 		m->limit = s->classes[class].magazine;
-		t->magazines[type][class] = m;
+		t->magazines[bin] = m;
 	}
 	return m;
 }

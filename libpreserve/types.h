@@ -14,8 +14,8 @@
  *	bin	   the slabs of one (type, class) that have free slots
  *	lane	   a thread's intent log in segment 0
  *	intent	   a list of absolute stores, done as a whole or not at all
- *	epoch	   number of the attach for writing; what an older epoch reserved is free
- *	cold	   said of a slab not yet touched in this epoch; `warming` validates and tidies it
+ *	epoch	   number of the attach for writing
+ *	cold	   said of a slab not yet touched by this process; `warming` validates and tidies it
  *
  * Locks, in the order in which they may be taken
  *	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
@@ -47,17 +47,23 @@
 #define pvi_likely(x)	__builtin_expect(!!(x), 1)
 #define pvi_unlikely(x) __builtin_expect(!!(x), 0)
 
-/** The part of a size class that finding an object's slot needs, small for the cache's sake. */
-struct pvi_divisor {
+/**
+ * Everything that finding an object's slot byte takes, for each page of a warm slab; zero for any
+ * other page. An array over the whole window, of which only what is used takes memory.
+ */
+struct pvi_page {
+	uint8_t *slab;	     /* first slot; NULL: not (yet) a warm slab. Written last */
+	uint8_t *bytes;	     /* first slot byte */
+	uint32_t reciprocal; /* slot = (offset in slab * reciprocal) >> 32, exact for slot starts */
 	uint32_t slot_bytes;
-	uint32_t reciprocal; /* idx = (offset in slab * reciprocal) >> 32, exact for slot starts */
-	uint32_t nslots;
-	uint32_t reserved;
+	uint32_t grid_bytes; /* of all slots */
+	uint32_t bin;	     /* pvi_bin_number() of type and class */
 };
 
 /** What a size class means in a store with pages of a given size. */
 struct pvi_class {
 	uint32_t slot_bytes;
+	uint32_t reciprocal; /* see struct pvi_page */
 	uint32_t nslots;     /* in the grid */
 	uint32_t usable;     /* of those, not under the slab_rec */
 	uint32_t npages;
@@ -85,6 +91,8 @@ struct pvi_slab {
 };
 
 struct pvi_segment {
+	uint64_t data_off;   /* where pages of objects begin */
+	uint64_t data_bytes; /* and their length */
 	uint64_t off;
 	uint64_t *map; /* page map in the arena */
 	uint8_t *addr;
@@ -120,17 +128,45 @@ struct pvi_magazine {
 	struct pvi_held slots[PVI_MAGAZINE_SLOTS];
 };
 
+/** An object as its address says it: a slot, or an extent. */
+struct pvi_object {
+	uint8_t *byte;		 /* its slot byte; NULL: an extent */
+	uint32_t bin;		 /* of a slot */
+	bool held;		 /* an extent that is not live */
+	uint64_t rec;		 /* of an extent: its page map entry as it is or will be */
+	struct pvi_segment *seg; /* of an extent */
+};
+
+/** What a commit does to an object. */
+struct pvi_tx_action {
+	struct pv_action action; /* LIVE or FREE */
+	struct action_rec rec;
+	struct pvi_object object;
+};
+
+/** A thread's transaction; tx.c. */
+struct pvi_tx {
+	uint32_t depth;
+	bool aborted;
+	uint32_t chunk;	    /* of the log, being written */
+	uint64_t end;	    /* bytes used of it */
+	uint64_t chunk_max; /* its size */
+	uint8_t *log;	    /* its address */
+	struct pvi_tx_action *actions;
+	uint32_t nactions;
+	uint32_t room;
+};
+
 /** What a thread holds of a store. */
 struct pvi_thread {
 	struct lane_rec *lane;
-	/* The slot reserved last, so that its publish need not look it up; valid while no slab has
-	 * been released since. */
-	struct pvi_held last;
-	uint64_t last_releases;
+	/* By pvi_bin_number(). Where there is none yet, a magazine that is both empty and full, so
+	 * that the fast paths need not ask. */
+	struct pvi_magazine **magazines;
+	uint32_t nbins;
+	struct pvi_tx tx;
 	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	uint32_t lane_number;
-	uint32_t ntypes;
-	struct pvi_magazine ***magazines; /* by type, then class; made on first use */
 };
 
 struct pvi_type {
@@ -183,14 +219,12 @@ struct pv_store {
 	uint64_t window_bytes;
 	uint32_t granule_shift;
 	uint32_t page_shift;
-	uint64_t epoch_bits; /* the epoch as it stands in page map entries, shifted */
 	_Atomic(struct pvi_segment *) *segment_of; /* by granule */
+	struct pvi_page *pages;			   /* by page of the window; mapped, mostly untouched */
 	uint64_t serial;   /* tells this handle from an earlier one in the same slot */
 	uint32_t slot;	   /* of the process's table of stores */
 	uint32_t nclasses; /* larger objects are extents */
-	_Atomic uint64_t releases; /* slabs given back to the page map; see pvi_thread.last */
 	bool readonly;
-	struct pvi_divisor divisors[PVI_CLASSES];
 	struct pvi_class classes[PVI_CLASSES];
 
 	struct pvi_segment *segments; /* PVI_SEGMENTS_MAX */

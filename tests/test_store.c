@@ -237,8 +237,8 @@ static void options_refused(void **state)
 		{"reserved", {.reserved = 1}},
 		{"handover is 7", {.handover = 7}},
 		{"nfds is 1", {.nfds = 1}},
-		/* 65,536 / 512 lanes fill the segment. */
-		{"no room for objects beside 126 lanes", {.lanes = 126}},
+		/* 65,536 / 2,048 lanes fill the segment. */
+		{"no room for objects beside 31 lanes", {.lanes = 31}},
 	};
 	struct keeper *k = *state;
 	struct pv_store *s = NULL;

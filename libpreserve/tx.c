@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Transactions: an undo log in the thread's lane.
+ *
+ *	add	append {where, old contents} to the log; then lane->tx := ACTIVE | end of the log
+ *	commit	append the actions that make objects live and free; then lane->tx := COMMITTED | end;
+ *		do the actions; then lane->tx := NONE
+ *	abort	put the ranges back, the last one first; then lane->tx := NONE
+ *
+ * Each `then` is one store, before which the crash finds the earlier state and after which the later
+ * one. Recovery does what the state says: ACTIVE means abort, COMMITTED means do the actions. Both
+ * only store absolute values, so they can be done again after a crash in the middle.
+ *
+ * A log that outgrows the lane goes on in chunks: pages that are held but stay FREE in the page map.
+ * After a crash recovery reads them before anything is allocated, and forgets them.
+ *
+ * All functions run in the thread that owns the lane.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <preserve/tx.h>
+
+#include "internal.h"
+
+#define TRAILER_BYTES 8u
+
+static uint64_t padded(uint64_t bytes)
+{
+	return (bytes + 7) & ~7ull;
+}
+
+static uint64_t entry_bytes(uint64_t data_bytes)
+{
+	return sizeof(struct tx_entry_rec) + padded(data_bytes) + TRAILER_BYTES;
+}
+
+/* The commit of whatever was written before it. */
+static void set_word(struct lane_rec *lane, uint64_t state, uint64_t chunk, uint64_t end)
+{
+	pvi_barrier();
+	__atomic_store_n(&lane->tx, state | chunk << PV_TX_CHUNK_SHIFT | end << PV_TX_END_SHIFT,
+			 __ATOMIC_RELAXED);
+	pvi_barrier();
+}
+
+/* ---- writing the log ---- */
+
+static int next_chunk(struct pv_store *s, struct pvi_thread *t, uint64_t need)
+{
+	uint64_t bytes = (4ull << s->page_shift) << t->tx.chunk, page = 1ull << s->page_shift;
+	struct tx_chunk_rec *c = &t->lane->chunks[t->tx.chunk + 1];
+	void *p;
+	int err;
+
+	if (t->tx.chunk + 1 == PV_TX_CHUNKS)
+		return pvi_fail(-ENOSPC, "a transaction's log has no more than %u chunks",
+				PV_TX_CHUNKS);
+	if (bytes < need)
+		bytes = (need + page - 1) & ~(page - 1);
+	err = pvi_heap_hold(s, bytes, &p);
+	if (err)
+		return err;
+	c->off = (uint64_t) ((uintptr_t) p - s->base);
+	c->bytes = bytes;
+	t->lane->chunks[t->tx.chunk].used = t->tx.end;
+	t->tx.chunk++;
+	t->tx.end = 0;
+	t->tx.chunk_max = bytes;
+	t->tx.log = p;
+	return 0;
+}
+
+static int append(struct pv_store *s, struct pvi_thread *t, uint64_t where, uint64_t value,
+		  const void *data, uint64_t bytes)
+{
+	uint64_t need = entry_bytes(bytes);
+	uint8_t *at;
+	int err;
+
+	if (t->tx.chunk_max - t->tx.end < need) {
+		err = next_chunk(s, t, need);
+		if (err)
+			return err;
+	}
+	at = t->tx.log + t->tx.end;
+	*(struct tx_entry_rec *) (void *) at = (struct tx_entry_rec){where, value};
+	memcpy(at + sizeof(struct tx_entry_rec), data, bytes);
+	*(uint64_t *) (void *) (at + need - TRAILER_BYTES) = need;
+	t->tx.end += need;
+	set_word(t->lane, PV_TX_ACTIVE, t->tx.chunk, t->tx.end);
+	return 0;
+}
+
+/* ---- reading it, backwards ---- */
+
+struct cursor {
+	const struct pv_store *s;
+	const struct lane_rec *lane;
+	uint64_t chunk;
+	uint64_t end;
+	const uint8_t *log;
+};
+
+/* Address of a chunk, or NULL if it is none. */
+static const uint8_t *chunk_at(const struct pv_store *s, const struct lane_rec *lane, uint64_t chunk,
+			       uint64_t used)
+{
+	const struct tx_chunk_rec *c;
+
+	if (chunk == 0)
+		return used <= PV_TX_LOG_BYTES ? lane->log : NULL;
+	if (chunk >= PV_TX_CHUNKS)
+		return NULL;
+	c = &lane->chunks[chunk];
+	if (used > c->bytes || c->off % 8 || !pvi_heap_range_ok(s, c->off, c->bytes))
+		return NULL;
+	return (const uint8_t *) s->base + c->off;
+}
+
+static bool cursor_at(struct cursor *c, const struct pv_store *s, const struct lane_rec *lane)
+{
+	*c = (struct cursor){
+		.s = s,
+		.lane = lane,
+		.chunk = lane->tx >> PV_TX_CHUNK_SHIFT & 63,
+		.end = lane->tx >> PV_TX_END_SHIFT,
+	};
+	c->log = chunk_at(s, lane, c->chunk, c->end);
+	return c->log != NULL && c->end % 8 == 0;
+}
+
+/* The entry before the cursor: 1, 0 at the beginning, -1 damaged. */
+static int previous(struct cursor *c, const struct tx_entry_rec **out)
+{
+	const struct tx_entry_rec *e;
+	uint64_t total, data;
+
+	while (c->end == 0) {
+		if (c->chunk == 0)
+			return 0;
+		c->chunk--;
+		c->end = c->lane->chunks[c->chunk].used;
+		c->log = chunk_at(c->s, c->lane, c->chunk, c->end);
+		if (!c->log || c->end % 8)
+			return -1;
+	}
+	if (c->end < entry_bytes(0))
+		return -1;
+	total = *(const uint64_t *) (const void *) (c->log + c->end - TRAILER_BYTES);
+	if (total % 8 || total < entry_bytes(0) || total > c->end)
+		return -1;
+	e = (const struct tx_entry_rec *) (const void *) (c->log + c->end - total);
+	data = e->where >> PV_DO_OP_SHIFT == PV_DO_UNDO ? e->value : 0;
+	if (data > total || entry_bytes(data) != total)
+		return -1;
+	c->end -= total;
+	*out = e;
+	return 1;
+}
+
+static bool is_undo(const struct tx_entry_rec *e)
+{
+	return e->where >> PV_DO_OP_SHIFT == PV_DO_UNDO;
+}
+
+static void put_back(struct pv_store *s, struct lane_rec *lane)
+{
+	const struct tx_entry_rec *e;
+	struct cursor c;
+
+	cursor_at(&c, s, lane);
+	while (previous(&c, &e) > 0)
+		if (is_undo(e))
+			memcpy((uint8_t *) s->base + (e->where & PV_DO_OFF_MASK), e + 1, e->value);
+}
+
+/* ---- ending ---- */
+
+static void give_back_chunks(struct pv_store *s, struct pvi_thread *t)
+{
+	for (; t->tx.chunk > 0; t->tx.chunk--)
+		pv_cancel(s, (uint8_t *) s->base + t->lane->chunks[t->tx.chunk].off);
+}
+
+static void rewind_log(struct pvi_thread *t)
+{
+	t->tx.end = 0;
+	t->tx.chunk_max = PV_TX_LOG_BYTES;
+	t->tx.log = t->lane->log;
+}
+
+/* The log is void from here on, then its chunks may be used by others. */
+static void end_tx(struct pv_store *s, struct pvi_thread *t)
+{
+	set_word(t->lane, PV_TX_NONE, 0, 0);
+	if (pvi_unlikely(t->tx.chunk > 0))
+		give_back_chunks(s, t);
+	t->tx.nactions = 0;
+}
+
+static void abort_now(struct pv_store *s, struct pvi_thread *t)
+{
+	if (t->lane->tx)
+		put_back(s, t->lane);
+	for (uint32_t i = 0; i < t->tx.nactions; i++)
+		if (t->tx.actions[i].action.op == PV_ACTION_LIVE)
+			pv_cancel(s, t->tx.actions[i].action.target);
+	end_tx(s, t);
+}
+
+/* ---- public ---- */
+
+static int no_tx(void)
+{
+	return pvi_fail(-EINVAL, "this thread is in no transaction of this store");
+}
+
+/* The thread's open transaction. */
+static inline int current(struct pv_store *s, struct pvi_thread **t)
+{
+	int err = pvi_thread_get(s, t);
+
+	if (pvi_unlikely(err))
+		return err;
+	if (pvi_unlikely(!(*t)->tx.depth))
+		return no_tx();
+	if (pvi_unlikely((*t)->tx.aborted))
+		return pvi_fail(-ECANCELED, "the transaction was aborted by an inner level");
+	return 0;
+}
+
+int pv_tx_begin(struct pv_store *s)
+{
+	struct pvi_thread *t;
+	int err = pvi_thread_get(s, &t);
+
+	if (pvi_unlikely(err))
+		return err;
+	if (t->tx.depth++ == 0)
+		rewind_log(t);
+	return 0;
+}
+
+int pv_tx_add(struct pv_store *s, void *p, size_t bytes)
+{
+	uint64_t off = (uint64_t) ((uintptr_t) p - s->base);
+	struct pvi_thread *t;
+	int err = current(s, &t);
+
+	if (pvi_unlikely(err))
+		return err;
+	if (pvi_unlikely(!bytes || !pvi_heap_range_ok(s, off, bytes)))
+		return pvi_fail(-EINVAL, "%zu bytes at %p are not within objects of this store", bytes,
+				p);
+	return append(s, t, pvi_lane_where(PV_DO_UNDO, off), bytes, p, bytes);
+}
+
+static int remember(struct pvi_thread *t, struct pv_action a)
+{
+	if (t->tx.nactions == t->tx.room) {
+		uint32_t room = t->tx.room ? t->tx.room * 2 : 16;
+		struct pvi_tx_action *bigger =
+			reallocarray(t->tx.actions, room, sizeof(*bigger));
+
+		if (!bigger)
+			return pvi_fail(-ENOMEM, "no memory for a transaction's objects");
+		t->tx.actions = bigger;
+		t->tx.room = room;
+	}
+	t->tx.actions[t->tx.nactions++].action = a;
+	return 0;
+}
+
+int pv_tx_alloc(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
+{
+	struct pvi_thread *t;
+	void *object;
+	int err = current(s, &t);
+
+	if (!err)
+		err = pv_reserve(s, type, bytes, &object);
+	if (err)
+		return err;
+	err = remember(t, PV_LIVE(object));
+	if (err)
+		pv_cancel(s, object);
+	else
+		*out = object;
+	return err;
+}
+
+int pv_tx_free(struct pv_store *s, void *object)
+{
+	struct pv_action a = PV_FREE(object);
+	struct pvi_object o;
+	struct action_rec rec;
+	struct pvi_thread *t;
+	int err = current(s, &t);
+
+	if (err)
+		return err;
+	for (uint32_t i = 0; i < t->tx.nactions; i++) {
+		if (t->tx.actions[i].action.target != object)
+			continue;
+		if (t->tx.actions[i].action.op == PV_ACTION_FREE)
+			return pvi_fail(-EINVAL, "%p was freed in this transaction before", object);
+		t->tx.actions[i] = t->tx.actions[--t->tx.nactions];
+		return pv_cancel(s, object);
+	}
+	err = pvi_heap_resolve(s, &a, &rec, &o);
+	return err ? err : remember(t, a);
+}
+
+/* Log what the commit does to objects; nothing is done yet. */
+static int log_actions(struct pv_store *s, struct pvi_thread *t)
+{
+	for (uint32_t i = 0; i < t->tx.nactions; i++) {
+		struct pvi_tx_action *a = &t->tx.actions[i];
+		int err = pvi_heap_resolve(s, &a->action, &a->rec, &a->object);
+
+		if (!err)
+			err = append(s, t, a->rec.where, a->rec.value, NULL, 0);
+		if (err) /* abort and recovery skip the entries that were written */
+			return err;
+	}
+	return 0;
+}
+
+/* Freed slots and pages go into circulation only when the log is void: recovery would free them again,
+ * whoever had them by then. */
+static void commit_actions(struct pv_store *s, struct pvi_thread *t)
+{
+	uint32_t n = t->tx.nactions;
+
+	set_word(t->lane, PV_TX_COMMITTED, t->tx.chunk, t->tx.end);
+	for (uint32_t i = 0; i < n; i++) {
+		const struct pvi_tx_action *a = &t->tx.actions[i];
+
+		pvi_heap_apply(s, &a->action, &a->rec, &a->object);
+	}
+	end_tx(s, t);
+	for (uint32_t i = 0; i < n; i++)
+		pvi_heap_settle(s, t, &t->tx.actions[i].action, &t->tx.actions[i].object);
+}
+
+/* Leave a level of a transaction that is over. */
+static void unwind(struct pvi_thread *t)
+{
+	if (--t->tx.depth == 0)
+		t->tx.aborted = false;
+}
+
+int pv_tx_commit(struct pv_store *s)
+{
+	struct pvi_thread *t;
+	int err = current(s, &t);
+
+	if (err == -ECANCELED)
+		unwind(t);
+	if (err)
+		return err;
+	if (t->tx.depth > 1) {
+		t->tx.depth--;
+		return 0;
+	}
+	if (t->tx.nactions) {
+		err = log_actions(s, t);
+		if (err)
+			return err;
+		commit_actions(s, t);
+	} else {
+		end_tx(s, t);
+	}
+	t->tx.depth = 0;
+	return 0;
+}
+
+int pv_tx_abort(struct pv_store *s)
+{
+	struct pvi_thread *t;
+	int err = current(s, &t);
+
+	if (err && err != -ECANCELED)
+		return err;
+	if (!err)
+		abort_now(s, t);
+	t->tx.aborted = true;
+	unwind(t);
+	return 0;
+}
+
+unsigned int pv_tx_depth(struct pv_store *s)
+{
+	struct pvi_thread *t;
+
+	return pvi_thread_get(s, &t) ? 0 : t->tx.depth;
+}
+
+void pvi_tx_leave(struct pv_store *s, struct pvi_thread *t)
+{
+	if (t->tx.depth && !t->tx.aborted)
+		abort_now(s, t);
+	t->tx.depth = 0;
+}
+
+/* ---- recovery ---- */
+
+static bool tx_sound(const struct pv_store *s, const struct lane_rec *lane)
+{
+	const struct tx_entry_rec *e;
+	struct action_rec a;
+	struct cursor c;
+	int got;
+
+	if ((lane->tx & 3) > PV_TX_COMMITTED || !cursor_at(&c, s, lane))
+		return false;
+	while ((got = previous(&c, &e)) > 0) {
+		a = (struct action_rec){e->where, e->value};
+		if (is_undo(e) ? !pvi_heap_range_ok(s, e->where & PV_DO_OFF_MASK, e->value)
+			       : !pvi_lane_action_sound(s, &a))
+			return false;
+	}
+	return got == 0;
+}
+
+static void finish(struct pv_store *s, struct lane_rec *lane)
+{
+	const struct tx_entry_rec *e;
+	struct action_rec a;
+	struct cursor c;
+
+	cursor_at(&c, s, lane);
+	while (previous(&c, &e) > 0) {
+		a = (struct action_rec){e->where, e->value};
+		if (!is_undo(e))
+			pvi_lane_apply(s, &a);
+	}
+}
+
+int pvi_tx_recover(struct pv_store *s, uint64_t *recovered)
+{
+	for (uint32_t i = 0; i < s->nlanes; i++)
+		if (s->lanes[i].tx && !tx_sound(s, &s->lanes[i]))
+			return pvi_fail(-EBADMSG, "segment 0: lane %u: the transaction's log is damaged",
+					i);
+	*recovered = 0;
+	for (uint32_t i = 0; i < s->nlanes; i++) {
+		struct lane_rec *lane = &s->lanes[i];
+
+		if (!lane->tx)
+			continue;
+		if ((lane->tx & 3) == PV_TX_ACTIVE)
+			put_back(s, lane);
+		else
+			finish(s, lane);
+		set_word(lane, PV_TX_NONE, 0, 0);
+		(*recovered)++;
+	}
+	return 0;
+}
