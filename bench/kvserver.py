@@ -105,10 +105,6 @@ class Server:
         """The command line."""
         raise NotImplementedError
 
-    def env(self):
-        """Settings besides the inherited environment."""
-        return {}
-
     def memory_bytes(self):
         """Everything that the server's data cost now."""
         raise NotImplementedError
@@ -139,7 +135,7 @@ class Server:
     def start(self):
         """Start the process."""
         self.child = benchlib.Child(
-            self.argv(), self.env(), cpu=SERVER_CPU, cwd=self.folder, log=self.log
+            self.argv(), cpu=SERVER_CPU, cwd=self.folder, log=self.log
         )
 
     def client(self):
@@ -216,10 +212,11 @@ class KvStore(Server):
         self.holders = []
 
     def argv(self):
-        return [self.program, "--port", str(self.port), "--store", "bench-kv", "--handover", "holder"]
+        return [self.program, "--port", str(self.port), "--handover", "holder"] + self.store()
 
-    def env(self):
-        return {"XDG_RUNTIME_DIR": self.folder}
+    def store(self):
+        """Which store; its holder's socket is in the folder."""
+        return ["--store", "bench-kv", "--runtime-dir", self.folder]
 
     def __enter__(self):
         super().__enter__()
@@ -246,10 +243,14 @@ class KvStore(Server):
         self.start()
 
     def clear(self):
-        # The store is of no use any more: what keeps its data ends with it.
-        for pid in self.holders:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Its holder ends with the store.
+        with benchlib.Child([self.program, "--destroy"] + self.store(), log=self.log) as child:
+            child.wait(60)
+        benchlib.wait_until(
+            lambda: not any(os.path.exists(f"/proc/{pid}/exe") for pid in self.holders),
+            5,
+            f"the store's holder, process {self.holders}, had ended",
+        )
 
 
 def process_kib(pid, file, field):
