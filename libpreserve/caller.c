@@ -121,13 +121,12 @@ static int caller_fetch(struct pvi_handover *h, struct pvi_fd **out, unsigned in
 	fds = calloc(nfds, sizeof(*fds));
 	if (!fds)
 		return pvi_fail(-ENOMEM, "no memory for %u descriptors", nfds);
-	for (done = 0; done < nfds; done++) {
-		rc = token_of(c->opts, done, &fds[done].token);
-		if (rc)
-			break;
-		rc = token_note(c, fds[done].token);
-		if (rc)
-			break;
+	/* All are looked at before a duplicate can take the number of one that is closed. */
+	for (unsigned int i = 0; i < nfds && !rc; i++)
+		rc = token_of(c->opts, i, &fds[i].token);
+	for (unsigned int i = 0; i < nfds && !rc; i++)
+		rc = token_note(c, fds[i].token);
+	for (done = 0; done < nfds && !rc; done++) {
 		fds[done].fd = fcntl(c->opts->fds[done], F_DUPFD_CLOEXEC, 0);
 		if (fds[done].fd < 0) {
 			rc = pvi_fail(-errno, "pv_options.fds[%u] = %d cannot be duplicated: %s",
@@ -200,7 +199,7 @@ static int caller_finish(struct pvi_handover *h)
 static int caller_forget(struct pvi_handover *h)
 {
 	struct caller *c = caller_of(h);
-	uint64_t token;
+	uint64_t token = 0;
 	int rc = 0;
 
 	/* What was given and never fetched belongs to the store as well; foreign ones do not. */

@@ -297,7 +297,7 @@ int pvi_holder_dial(const struct pvi_holder_place *place, bool start, int *sock,
 
 	*started = false;
 	dir = dir_open(place, start);
-	if (dir == -ENOENT)
+	if (dir == -ENOENT && !start)
 		return pvi_fail(-ENOENT, "no holder keeps store %s: there is no directory %s",
 				place->name, place->dir);
 	if (dir < 0)

@@ -49,6 +49,7 @@ static struct client clients[CLIENTS];
 static uint64_t self;	 /* tells this holder from every other */
 static uint64_t changes; /* of what is kept */
 static long uid;
+static uint64_t files_max; /* limit of open files */
 static const char *socket_path;
 static struct statx socket_stat;
 
@@ -80,6 +81,12 @@ static void heed_sigterm(void)
 				   0};
 
 	sys6(SYS_rt_sigaction, SIGTERM, (long)action, 0, 8, 0, 0);
+}
+
+/** What is kept must leave room for the listener, the clients, and what they bring. */
+static bool keep_room(void)
+{
+	return nkept + 1 + CLIENTS + 3 < files_max;
 }
 
 /** Takes fd over when it returns 0. */
@@ -223,6 +230,8 @@ static int retrieve(const struct holder_msg *m, int device)
 
 	if (is_kept(HOLDER_TOKEN_INCOMING) || is_kept(HOLDER_TOKEN_OUTGOING))
 		return -EEXIST;
+	if (!keep_room())
+		return -EMFILE;
 	if (m->name[HOLDER_NAME_MAX - 1] != 0 || m->name[0] == 0)
 		return -EINVAL;
 	memcpy(arg.name, m->name, sizeof(arg.name));
@@ -242,6 +251,8 @@ static int keep_checked(const struct holder_msg *m, int fd)
 
 	if (m->token >= HOLDER_TOKEN_RESERVED && m->token < HOLDER_TOKEN_MANIFEST)
 		return -EINVAL;
+	if (rc == 0 && !keep_room())
+		rc = -EMFILE;
 	return rc ? rc : keep(m->token, fd);
 }
 
@@ -417,58 +428,73 @@ static struct client *client_place(void)
 	return oldest;
 }
 
-static void welcome(struct client *place)
+/** False: not now. It is not for want of descriptors, keep_room() sees to that. */
+static bool welcome(struct client *place)
 {
 	struct ucred peer = {0, 0, 0};
 	socklen_t bytes = sizeof(peer);
 	int fd = (int)sys6(SYS_accept4, LISTENER, 0, 0, SOCK_CLOEXEC | SOCK_NONBLOCK, 0, 0);
 
 	if (fd < 0)
-		return;
+		return fd == -EAGAIN || fd == -ECONNABORTED;
 	if (sys6(SYS_getsockopt, fd, SOL_SOCKET, SO_PEERCRED, (long)&peer, (long)&bytes, 0) < 0 ||
 	    (long)peer.uid != uid) {
 		sys_close(fd);
-		return;
+		return true;
 	}
 	place->fd = fd;
 	place->heard_ms = sys_now_ms();
+	return true;
+}
+
+/**
+ * One round: wait for something to happen and do it. True: something happened. Only what is open is
+ * given to poll, which refuses more entries than the limit of open files.
+ */
+static bool serve_once(void)
+{
+	struct pollfd polls[CLIENTS + 1];
+	struct client *polled[CLIENTS], *place = client_place();
+	unsigned int n = 0;
+	long timeout = nkept == 0 ? EMPTY_MS : -1;
+	int happened;
+
+	for (unsigned int i = 0; i < CLIENTS; i++) {
+		if (clients[i].fd < 0)
+			continue;
+		polled[n] = &clients[i];
+		polls[n++] = (struct pollfd){clients[i].fd, POLLIN, 0};
+	}
+	polls[n] = (struct pollfd){LISTENER, POLLIN, 0};
+	if (!place)
+		timeout = HOLDER_IDLE_MS / 4;
+	happened = sys_poll(polls, place ? n + 1 : n, timeout);
+	if (happened <= 0) {
+		if (happened < 0 && happened != -EINTR)
+			sys_poll(NULL, 0, HOLDER_IDLE_MS);
+		return false;
+	}
+	for (unsigned int i = 0; i < n; i++) {
+		if (polls[i].revents && !handle(polled[i]))
+			hang_up(polled[i]);
+	}
+	if (place && polls[n].revents && !welcome(place))
+		sys_poll(NULL, 0, HOLDER_IDLE_MS / 4);
+	return true;
 }
 
 static _Noreturn void serve_all(void)
 {
-	struct pollfd polls[CLIENTS + 1];
 	int64_t busy_ms = sys_now_ms();
 
 	for (;;) {
-		struct client *place = client_place();
-		unsigned int connected = 0;
-		long timeout = -1;
-
-		/* A negative descriptor is skipped by poll. */
-		polls[CLIENTS] = (struct pollfd){place ? LISTENER : -1, POLLIN, 0};
-		for (unsigned int i = 0; i < CLIENTS; i++) {
-			polls[i] = (struct pollfd){clients[i].fd, POLLIN, 0};
-			connected += clients[i].fd >= 0;
-		}
-		if (!place)
-			timeout = 100;
-		else if (nkept == 0 && connected == 0)
-			timeout = EMPTY_MS;
-		else if (nkept == 0)
-			timeout = HOLDER_IDLE_MS;
-		if (sys_poll(polls, CLIENTS + 1, timeout) > 0)
+		if (serve_once())
 			busy_ms = sys_now_ms();
-		for (unsigned int i = 0; i < CLIENTS; i++) {
-			if (polls[i].fd >= 0 && polls[i].revents && !handle(&clients[i]))
-				hang_up(&clients[i]);
-		}
-		if (polls[CLIENTS].revents & POLLIN)
-			welcome(client_place());
-		if (nkept == 0 && sys_now_ms() - busy_ms >= EMPTY_MS) {
-			socket_unlink();
-			sys_exit(0);
-		}
+		else if (nkept == 0 && sys_now_ms() - busy_ms >= EMPTY_MS)
+			break;
 	}
+	socket_unlink();
+	sys_exit(0);
 }
 
 /* ---- start ---- */
@@ -477,7 +503,7 @@ static void let_go_of_parent(void)
 {
 	unsigned long ignore[4] = {(unsigned long)SIG_IGN, 0, 0, 0};
 	uint64_t none = 0;
-	struct rlimit files, cores = {0, 0};
+	struct rlimit files = {0, 0}, cores = {0, 0};
 	int fd;
 
 	/* Everything that the application had open, but for the socket. */
@@ -500,6 +526,7 @@ static void let_go_of_parent(void)
 		files.rlim_cur = files.rlim_max;
 		sys6(SYS_prlimit64, 0, RLIMIT_NOFILE, (long)&files, 0, 0, 0);
 	}
+	files_max = files.rlim_cur;
 	sys6(SYS_prlimit64, 0, RLIMIT_CORE, (long)&cores, 0, 0, 0);
 	/* Killing it would free no memory while the application lives, and lose data afterwards. */
 	fd = sys_open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);

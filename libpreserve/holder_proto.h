@@ -24,7 +24,7 @@
 
 #define HOLDER_MAGIC	0x484f5650u /* "PVOH" */
 #define HOLDER_VERSION	1u
-#define HOLDER_IDLE_MS	3000
+#define HOLDER_IDLE_MS	250
 #define HOLDER_FDS_MAX	4096u /* memfds of one store, and what stands beside them */
 #define HOLDER_BURST	32u   /* descriptors that one FETCH brings at most */
 #define HOLDER_NAME_MAX 64u
