@@ -183,9 +183,9 @@ int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void
 	struct pv_check_report r = {0};
 	struct walk w = {.s = s, .report = &r, .tell = tell, .ctx = ctx};
 
-	if (!pvi_index_slot_sound(s->index.rec, s->index.rec->generation))
+	if (!pvi_index_slot_sound(s->index.rec, pvi_index_generation(s->index.rec)))
 		problem(&w, "index: generation %" PRIu64 ": its slot is damaged",
-			s->index.rec->generation);
+			pvi_index_generation(s->index.rec));
 	for (uint32_t i = 0; i < s->nlanes; i++)
 		if (s->lanes[i].count)
 			problem(&w, "segment 0: lane %u has an intent of %" PRIu64 " actions", i,

@@ -2,7 +2,7 @@
 /*
  * The index: a flattened device tree that says what is where. It lives in its own memfd, in two
  * slots. A new index is built in ordinary memory, copied to the slot that is not in force, and put
- * in force by one store to index_rec.generation, so a crash leaves the old one or the new one.
+ * in force by one store to index_rec.commit, so a crash leaves the old one or the new one.
  *
  * Reading trusts nothing: header, checksum, tree, and every property are checked before use, and the
  * message names the node.
@@ -83,6 +83,13 @@ static struct index_slot_rec *slot_of(const struct index_rec *rec, uint64_t gene
 static uint64_t slot_checksum(const void *fdt, uint64_t bytes, uint64_t generation)
 {
 	return XXH3_64bits_withSeed(fdt, bytes, generation);
+}
+
+static uint64_t commit_word(const uint8_t uuid[16], uint64_t generation)
+{
+	uint64_t check = XXH3_64bits_withSeed(uuid, 16, generation) >> PV_COMMIT_CHECK_SHIFT;
+
+	return check << PV_COMMIT_CHECK_SHIFT | generation;
 }
 
 /* NULL if the slot is sound, else what is wrong with it. */
@@ -270,7 +277,7 @@ static int build(const struct pvi_index *idx, uint64_t generation, void *buf, ui
 
 int pvi_index_stage(struct pvi_index *idx, uint64_t *generation)
 {
-	uint64_t next = idx->rec->generation + 1;
+	uint64_t next = pvi_index_generation(idx->rec) + 1;
 	struct index_slot_rec *slot = slot_of(idx->rec, next);
 	uint32_t room = idx->rec->slot_bytes - (uint32_t) sizeof(*slot);
 	void *buf = malloc(room);
@@ -302,7 +309,8 @@ int pvi_index_stage(struct pvi_index *idx, uint64_t *generation)
 void pvi_index_commit(struct pvi_index *idx, uint64_t generation)
 {
 	pvi_barrier();
-	__atomic_store_n(&idx->rec->generation, generation, __ATOMIC_RELEASE);
+	__atomic_store_n(&idx->rec->commit, commit_word(idx->rec->uuid, generation),
+			 __ATOMIC_RELEASE);
 	pvi_barrier();
 }
 
@@ -524,7 +532,7 @@ static int read_roots(struct pvi_index *idx, const void *fdt)
 
 static int read_tree(struct pvi_index *idx, const void *fdt, const struct index_rec *rec)
 {
-	int err = read_store(idx, fdt, rec->generation, rec);
+	int err = read_store(idx, fdt, pvi_index_generation(rec), rec);
 
 	if (!err)
 		err = read_segments(idx, fdt);
@@ -537,16 +545,23 @@ static int read_tree(struct pvi_index *idx, const void *fdt, const struct index_
 
 int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec)
 {
-	off_t at = (off_t) (PV_INDEX_HEADER_BYTES + (rec->generation & 1) * rec->slot_bytes);
+	uint64_t generation = pvi_index_generation(rec);
+	off_t at = (off_t) (PV_INDEX_HEADER_BYTES + (generation & 1) * rec->slot_bytes);
 	struct index_slot_rec *slot;
 	const char *why;
 	ssize_t got;
 	int err;
 
 	err = pvi_index_init(idx);
+	if (rec->commit != commit_word(rec->uuid, generation))
+		return pvi_fail(-EBADMSG,
+				"index: the commit word 0x%016" PRIx64 " is damaged: its check does not "
+				"fit generation %" PRIu64,
+				rec->commit, generation);
 	if (err)
 		return err;
 	/* A copy: what is checked is what is used, whoever else has the memfd mapped. */
+	idx->bytes = rec->bytes;
 	slot = malloc(rec->slot_bytes);
 	if (!slot) {
 		pvi_index_free(idx);
@@ -557,12 +572,12 @@ int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec)
 		err = pvi_fail(-EBADMSG, "index: cannot read its slot: %s",
 			       got < 0 ? strerror(errno) : "truncated");
 	} else {
-		why = slot_fault(slot, rec->slot_bytes, rec->generation);
+		why = slot_fault(slot, rec->slot_bytes, generation);
 		if (why)
 			err = pvi_fail(-EBADMSG,
 				       "index: generation %" PRIu64 " (slot %u at byte %lld): %s; look at "
 				       "it with `dtc -I dtb -O dts`",
-				       rec->generation, (unsigned int) (rec->generation & 1),
+				       generation, (unsigned int) (generation & 1),
 				       (long long) at + (long long) sizeof(*slot), why);
 		else
 			err = read_tree(idx, slot + 1, rec);
@@ -596,7 +611,7 @@ int pv_index_dump(struct pv_store *s, void **buf, size_t *bytes)
 	int err = 0;
 
 	pthread_mutex_lock(&s->index_lock);
-	slot = slot_of(s->index.rec, s->index.rec->generation);
+	slot = slot_of(s->index.rec, pvi_index_generation(s->index.rec));
 	n = slot->bytes; /* a reader's handle does not keep a writer from changing it */
 	if (n > s->index.rec->slot_bytes - sizeof(*slot)) {
 		err = pvi_fail(-EBADMSG, "index: the length of its tree is out of bounds");

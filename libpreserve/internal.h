@@ -42,9 +42,14 @@ int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec);
 /** Free what pvi_index_read() or pvi_index_init() allocated. */
 void pvi_index_free(struct pvi_index *idx);
 int pvi_index_init(struct pvi_index *idx);
+/** The generation of the index in force. */
+static inline uint64_t pvi_index_generation(const struct index_rec *rec)
+{
+	return __atomic_load_n(&rec->commit, __ATOMIC_ACQUIRE) & PV_COMMIT_GENERATION_MASK;
+}
 /**
  * Write idx to the slot that is not in force, for *generation. Nothing has changed for a reader
- * until the word index_rec.generation is set to it. Under index_lock.
+ * until that is committed. Under index_lock.
  */
 int pvi_index_stage(struct pvi_index *idx, uint64_t *generation);
 /** Put the staged index in force: a single store. */

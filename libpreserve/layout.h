@@ -39,11 +39,12 @@ struct index_rec {
 	uint64_t reserved[2];
 	uint64_t checksum; /* XXH3-64 of everything before it */
 	/*
-	 * The commit word of the index: slot (generation & 1) is in force and carries the same
-	 * generation. Storing it is what makes a new index valid; before the store the old index
-	 * holds, after it the new one.
+	 * The commit word of the index: a generation, and a check of it in the upper bits, so that a
+	 * damaged word does not bring an older index back. Slot (generation & 1) is in force and
+	 * carries the same generation. Storing the word is what makes a new index valid; before the
+	 * store the old index holds, after it the new one.
 	 */
-	uint64_t generation;
+	uint64_t commit;
 	uint64_t writer_pid; /* advisory: who holds the lock; for the message of -EBUSY */
 };
 
@@ -57,9 +58,13 @@ struct index_slot_rec {
 
 #define PV_INDEX_HEADER_BYTES 4096u
 
+/* The check in a commit word: bits of XXH3-64 of the UUID, seeded with the generation. */
+#define PV_COMMIT_CHECK_SHIFT	  48
+#define PV_COMMIT_GENERATION_MASK ((1ull << PV_COMMIT_CHECK_SHIFT) - 1)
+
 _Static_assert(sizeof(struct index_rec) == 80, "index_rec");
 _Static_assert(offsetof(struct index_rec, checksum) == 56, "index_rec.checksum");
-_Static_assert(offsetof(struct index_rec, generation) == 64, "index_rec.generation");
+_Static_assert(offsetof(struct index_rec, commit) == 64, "index_rec.commit");
 _Static_assert(sizeof(struct index_slot_rec) == 32, "index_slot_rec");
 
 /* ---- segment ---------------------------------------------------------------------------------- */
@@ -160,7 +165,7 @@ struct action_rec {
 #define PV_DO_SLOT  1u /* the slot byte at `where` := value */
 #define PV_DO_WORD  2u /* the word at `where` := value */
 #define PV_DO_PAGES 3u /* page map from the page at `where` on := value (SLAB, EXTENT or FREE) */
-#define PV_DO_FLIP  4u /* index_rec.generation := value */
+#define PV_DO_FLIP  4u /* index_rec.commit := the word for generation `value` */
 
 #define PV_DO_OP_SHIFT 56
 #define PV_DO_OFF_MASK ((1ull << PV_DO_OP_SHIFT) - 1)

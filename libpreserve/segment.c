@@ -90,7 +90,7 @@ static void set_segment(struct pv_store *s, struct pvi_segment *seg, const struc
 
 int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64_t bytes)
 {
-	struct segment_rec rec = describe(s, number, off, bytes, s->index.rec->generation + 1);
+	struct segment_rec rec = describe(s, number, off, bytes, pvi_index_generation(s->index.rec) + 1);
 	struct pvi_segment *seg = &s->segments[number];
 	uint8_t *addr = (uint8_t *) s->base + off;
 	char name[80];

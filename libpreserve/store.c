@@ -293,30 +293,40 @@ static struct pvi_fd *find_fd(struct pvi_fd *fds, unsigned int n, uint64_t token
 	return NULL;
 }
 
+static int read_header(int fd, uint64_t bytes, struct index_rec *rec)
+{
+	if (pread(fd, rec, sizeof(*rec), 0) != (ssize_t) sizeof(*rec))
+		return pvi_fail(-EBADMSG, "index: cannot read its header");
+	return pvi_index_check_header(rec, bytes);
+}
+
 static int attach_index(struct pv_store *s, const char *name, struct pvi_fd *fd)
 {
-	struct index_rec rec;
+	struct index_rec rec, again;
 	uint64_t bytes;
 	int err = pvi_arena_verify(fd->fd, "index", sizeof(rec), &bytes);
 
-	if (err)
-		return err;
-	if (pread(fd->fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
-		return pvi_fail(-EBADMSG, "index: cannot read its header");
-	err = pvi_index_check_header(&rec, bytes);
+	if (!err)
+		err = read_header(fd->fd, bytes, &rec);
 	if (err)
 		return err;
 	s->index.fd = fd->fd;
 	fd->fd = -1;
 	if (!s->readonly) {
 		err = take_lock(s, name, &rec);
-		if (err)
-			return err;
 		/* What was read before the lock may have been changed by its last owner. */
-		if (pread(s->index.fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
-			return pvi_fail(-EBADMSG, "index: cannot read its header");
+		if (!err)
+			err = read_header(s->index.fd, bytes, &rec);
+		return err ? err : pvi_index_reread(&s->index, &rec);
 	}
-	return pvi_index_reread(&s->index, &rec);
+	/* A reader takes no lock, so a writer may change the slot while it is being read. */
+	for (;;) {
+		err = pvi_index_reread(&s->index, &rec);
+		if (err != -EBADMSG || read_header(s->index.fd, bytes, &again) ||
+		    again.commit == rec.commit)
+			return err;
+		rec = again;
+	}
 }
 
 static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
@@ -328,8 +338,7 @@ static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 	if (err)
 		return err;
 	s->index.rec = (struct index_rec *) s->base;
-	err = pvi_arena_map(s->index.rec, pvi_index_memfd_bytes(s->index.granule_bytes), s->index.fd,
-			    s->readonly);
+	err = pvi_arena_map(s->index.rec, s->index.bytes, s->index.fd, s->readonly);
 	for (uint32_t i = 0; i < s->index.nsegments && !err; i++) {
 		struct pvi_fd *fd = find_fd(fds, n, i + 1ull);
 
@@ -348,7 +357,7 @@ static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 /* From here on the image is changed. */
 static int recover(struct pv_store *s)
 {
-	uint64_t generation = s->index.rec->generation;
+	uint64_t generation = pvi_index_generation(s->index.rec);
 	uint64_t intents = 0, transactions = 0;
 	int err = pvi_lane_recover(s, &intents);
 
@@ -357,7 +366,7 @@ static int recover(struct pv_store *s)
 	if (err)
 		return err;
 	s->recovered = intents + transactions;
-	if (s->index.rec->generation != generation) {
+	if (pvi_index_generation(s->index.rec) != generation) {
 		/* A root's creation was finished: the index now in force names it. */
 		err = pvi_index_reread(&s->index, s->index.rec);
 		if (err)
@@ -562,7 +571,7 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 	pthread_mutex_unlock(&s->heap_lock);
 	pthread_mutex_lock(&s->index_lock);
 	out->epoch = s->index.epoch;
-	out->generation = s->index.rec->generation;
+	out->generation = pvi_index_generation(s->index.rec);
 	memcpy(out->uuid, s->index.uuid, 16);
 	pthread_mutex_unlock(&s->index_lock);
 	pthread_mutex_lock(&s->handover_lock);

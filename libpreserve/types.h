@@ -193,6 +193,7 @@ struct pvi_index {
 	int lock_fd; /* a second open file description, which carries the lock */
 	uint64_t base;
 	uint64_t window_bytes;
+	uint64_t bytes; /* of the memfd, when it was read */
 	uint64_t granule_bytes;
 	uint64_t page_bytes;
 	uint64_t epoch;
