@@ -53,14 +53,6 @@ static void check_slab(struct walk *w, const struct pvi_segment *seg, uint32_t p
 			seg->number, page);
 		return;
 	}
-	for (uint32_t i = 1; i < c->npages; i++) {
-		uint64_t entry = pvi_rec_load(seg->map, page + i);
-		uint64_t want = rec | (uint64_t) i << PV_PAGE_BACK_SHIFT;
-
-		if (entry != want)
-			problem(w, "segment %u: page %u is not part of the slab at page %u",
-				seg->number, page + i, page);
-	}
 	for (uint32_t i = 0; i < c->nslots; i++) {
 		bool meta = c->in_grid && i >= covered_from && i < covered_from + covered;
 
@@ -101,14 +93,6 @@ static void check_extent(struct walk *w, const struct pvi_segment *seg, uint32_t
 	if (pvi_rec_extent_type(rec) > w->s->index.ntypes)
 		problem(w, "segment %u: page %u: extent of unknown type %u", seg->number, page,
 			pvi_rec_extent_type(rec));
-	for (uint32_t i = 1; i < n; i++) {
-		uint64_t entry = pvi_rec_load(seg->map, page + i);
-
-		if (pvi_page_kind(entry) != PV_PAGE_OTHER ||
-		    pvi_rec_other_sub(entry) != PV_OTHER_CONT || pvi_rec_other_back(entry) != i)
-			problem(w, "segment %u: page %u is not part of the extent at page %u",
-				seg->number, page + i, page);
-	}
 }
 
 static void check_segment(struct walk *w, const struct pvi_segment *seg)
@@ -133,6 +117,12 @@ static void check_segment(struct walk *w, const struct pvi_segment *seg)
 				seg->number, i, rec);
 			continue;
 		}
+		if (!pvi_page_run_sound(w->s, seg, i, rec)) {
+			problem(w, "segment %u: page %u: not all %u pages of this %s belong to it",
+				seg->number, i, pvi_page_span(w->s, rec),
+				pvi_page_kind(rec) == PV_PAGE_SLAB ? "slab" : "extent");
+			continue;
+		}
 		n = pvi_page_span(w->s, rec);
 		if (pvi_page_kind(rec) == PV_PAGE_SLAB)
 			check_slab(w, seg, i, rec);
@@ -155,7 +145,7 @@ static bool live_at(const struct pv_store *s, uint64_t off, uint32_t type, uint6
 	page = (uint32_t) (off >> s->page_shift);
 	rec = pvi_rec_load(seg->map, page);
 	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
-		return pvi_page_head_sound(s, seg, page, rec) &&
+		return pvi_page_run_sound(s, seg, page, rec) &&
 		       off == (uint64_t) page << s->page_shift &&
 		       pvi_rec_extent_type(rec) == type &&
 		       (uint64_t) pvi_rec_extent_pages(rec) << s->page_shift >= bytes;
@@ -229,7 +219,7 @@ int pv_iterate(struct pv_store *s, pv_type_t type,
 			int err = 0;
 
 			n = 1;
-			if (!pvi_page_head_sound(s, seg, i, rec))
+			if (!pvi_page_run_sound(s, seg, i, rec))
 				continue;
 			n = pvi_page_span(s, rec);
 			if (pvi_page_kind(rec) == PV_PAGE_EXTENT) {

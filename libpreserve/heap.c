@@ -22,26 +22,43 @@ static __attribute__((noinline, cold)) int no_object(const void *p)
 	return pvi_fail(-EINVAL, "%p is not the start of an object of this store", p);
 }
 
+static __attribute__((noinline, cold)) int damaged(const struct pvi_segment *seg, uint32_t page)
+{
+	return pvi_fail(-EBADMSG, "segment %u: page %u is damaged (see pv_check)", seg->number, page);
+}
+
 static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *seg, uint64_t rec,
 		       struct pvi_object *o)
 {
 	uint64_t seg_off = (uint64_t) ((uintptr_t) p - s->base) - seg->off;
 	uint32_t page = (uint32_t) (seg_off >> s->page_shift);
+	int err;
 
 	*o = (struct pvi_object){.rec = rec, .seg = seg};
 	if (seg_off & ((1u << s->page_shift) - 1))
 		return no_object(p);
-	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
-		return pvi_page_head_sound(s, seg, page, rec) ? 0 : no_object(p);
-	if (pvi_page_kind(rec) != PV_PAGE_FREE || s->readonly)
-		return no_object(p);
+	if (s->readonly)
+		return pvi_page_kind(rec) == PV_PAGE_EXTENT && pvi_page_run_sound(s, seg, page, rec)
+			       ? 0
+			       : no_object(p);
 	pthread_mutex_lock(&s->heap_lock);
-	if (seg->loaded && seg->slabs[page].state == PVI_EXTENT_HELD) {
-		o->held = true;
-		o->rec = pvi_rec_extent(seg->slabs[page].cursor, seg->slabs[page].nfree);
+	/* Loaded, so that the pages stay taken until extent_ended(), whatever the map says. */
+	err = pvi_page_load(s, seg);
+	if (!err && pvi_page_kind(rec) == PV_PAGE_EXTENT) {
+		/* HELD: the thread that publishes it has not come to extent_published() yet. */
+		if (seg->slabs[page].state != PVI_EXTENT_LIVE &&
+		    seg->slabs[page].state != PVI_EXTENT_HELD)
+			err = damaged(seg, page);
+	} else if (!err) {
+		o->held = pvi_page_kind(rec) == PV_PAGE_FREE &&
+			  seg->slabs[page].state == PVI_EXTENT_HELD;
+		if (o->held)
+			o->rec = pvi_rec_extent(seg->slabs[page].cursor, seg->slabs[page].nfree);
+		else
+			err = no_object(p);
 	}
 	pthread_mutex_unlock(&s->heap_lock);
-	return o->held ? 0 : no_object(p);
+	return err;
 }
 
 /* Look at the slab that `page` belongs to for the first time. */
@@ -51,7 +68,7 @@ static int warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	int err;
 
 	if (pvi_rec_back(rec) > page)
-		return pvi_fail(-EBADMSG, "segment %u: page %u is damaged", seg->number, page);
+		return damaged(seg, page);
 	pthread_mutex_lock(&s->heap_lock);
 	err = pvi_slab_warm(s, seg, page - pvi_rec_back(rec));
 	pthread_mutex_unlock(&s->heap_lock);
@@ -127,7 +144,7 @@ static int reserve_extent(struct pv_store *s, pv_type_t type, size_t bytes, void
 	uint32_t page, n;
 	int err;
 
-	if (bytes > s->window_bytes)
+	if (bytes > s->window_bytes || bytes >> s->page_shift >= PVI_PAGES_MAX)
 		return pvi_fail(-ENOSPC, "%zu bytes do not fit into the store's window", bytes);
 	n = (uint32_t) ((bytes + (1u << s->page_shift) - 1) >> s->page_shift);
 	pthread_mutex_lock(&s->heap_lock);
@@ -252,17 +269,20 @@ static void extent_ended(struct pv_store *s, const struct pvi_object *o, const v
 	uint32_t page = extent_page(s, o, p);
 
 	pthread_mutex_lock(&s->heap_lock);
-	if (o->seg->loaded) { /* else the page map tells when it is */
-		o->seg->slabs[page].state = PVI_SLAB_NONE;
-		pvi_page_free(s, o->seg, page, pvi_rec_extent_pages(o->rec));
-	}
+	o->seg->slabs[page].state = PVI_SLAB_NONE;
+	pvi_page_free(s, o->seg, page, pvi_rec_extent_pages(o->rec));
 	pthread_mutex_unlock(&s->heap_lock);
 }
 
 static void extent_published(struct pv_store *s, const struct pvi_object *o, const void *p)
 {
+	uint32_t page = extent_page(s, o, p);
+
 	pthread_mutex_lock(&s->heap_lock);
-	o->seg->slabs[extent_page(s, o, p)].state = PVI_SLAB_NONE;
+	/* Another thread may have freed it already, and a third reserved the page again. */
+	if (o->seg->slabs[page].state == PVI_EXTENT_HELD &&
+	    pvi_page_kind(pvi_rec_load(o->seg->map, page)) == PV_PAGE_EXTENT)
+		o->seg->slabs[page].state = PVI_EXTENT_LIVE;
 	pthread_mutex_unlock(&s->heap_lock);
 }
 

@@ -438,7 +438,8 @@ static int read_segments(struct pvi_index *idx, const void *fdt)
 		if (get_u64(&n, "token") != i + 1ull)
 			node_fault(&n, "token", "is out of order");
 		if (idx->segments[i].bytes < 32768 || idx->segments[i].bytes % idx->page_bytes ||
-		    idx->segments[i].bytes > idx->window_bytes)
+		    idx->segments[i].bytes > idx->window_bytes ||
+		    idx->segments[i].bytes / idx->page_bytes > PVI_PAGES_MAX)
 			node_fault(&n, "bytes", "is out of range");
 		if (idx->segments[i].off % idx->granule_bytes || idx->segments[i].off < end ||
 		    idx->segments[i].off > idx->window_bytes - idx->segments[i].bytes)
@@ -552,16 +553,16 @@ int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec)
 	ssize_t got;
 	int err;
 
-	err = pvi_index_init(idx);
 	if (rec->commit != commit_word(rec->uuid, generation))
 		return pvi_fail(-EBADMSG,
 				"index: the commit word 0x%016" PRIx64 " is damaged: its check does not "
 				"fit generation %" PRIu64,
 				rec->commit, generation);
+	err = pvi_index_init(idx);
 	if (err)
 		return err;
-	/* A copy: what is checked is what is used, whoever else has the memfd mapped. */
 	idx->bytes = rec->bytes;
+	/* A copy: what is checked is what is used, whoever else has the memfd mapped. */
 	slot = malloc(rec->slot_bytes);
 	if (!slot) {
 		pvi_index_free(idx);

@@ -147,6 +147,9 @@ uint32_t pvi_page_span(const struct pv_store *s, uint64_t rec);
 /** Is `rec` at `page` a head that fits into the segment and the store's classes? */
 bool pvi_page_head_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
 			 uint64_t rec);
+/** And do the entries behind it belong to it? */
+bool pvi_page_run_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
+			uint64_t rec);
 /** Build a segment's bitmap and descriptors from its page map. */
 int pvi_page_load(struct pv_store *s, struct pvi_segment *seg);
 /** Find, mark taken and commit n contiguous pages, growing the store if need be. */
@@ -168,7 +171,7 @@ void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazin
 		    uint32_t count);
 /** Validate and tidy the slab whose head is at `page`, if that has not been done. */
 int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
-/** Put a head page that pvi_page_load() found on its bin's cold list. */
+/** Put the head page of a run that pvi_page_load() found sound on its bin's cold list. */
 void pvi_slab_found(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
 /** Is the slab_rec of this head page what the page map says? Any lock. */
 bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,

@@ -32,7 +32,8 @@ bool pvi_page_head_sound(const struct pv_store *s, const struct pvi_segment *seg
 	if (page < seg->first_page || page >= seg->npages || !n || n > seg->npages - page)
 		return false;
 	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
-		return pvi_rec_extent_type(rec) != 0 && rec >> 48 == 0;
+		return pvi_rec_extent_type(rec) != 0 &&
+		       rec == pvi_rec_extent(pvi_rec_extent_type(rec), n);
 	if (pvi_page_kind(rec) == PV_PAGE_SLAB) {
 		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
 
@@ -41,6 +42,23 @@ bool pvi_page_head_sound(const struct pv_store *s, const struct pvi_segment *seg
 		       pvi_rec_meta(rec) + c->meta_bytes <= (uint64_t) n << s->page_shift;
 	}
 	return false;
+}
+
+bool pvi_page_run_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
+			uint64_t rec)
+{
+	uint64_t want = rec, step = 1ull << PV_PAGE_BACK_SHIFT;
+
+	if (!pvi_page_head_sound(s, seg, page, rec))
+		return false;
+	if (pvi_page_kind(rec) == PV_PAGE_EXTENT) {
+		want = PV_PAGE_OTHER | PV_OTHER_CONT << PV_OTHER_SUB_SHIFT;
+		step = 1ull << PV_OTHER_BACK_SHIFT;
+	}
+	for (uint32_t i = 1, n = pvi_page_span(s, rec); i < n; i++)
+		if (pvi_rec_load(seg->map, page + i) != want + i * step)
+			return false;
+	return true;
 }
 
 void pvi_page_format(struct pvi_segment *seg)
@@ -80,18 +98,21 @@ int pvi_page_load(struct pv_store *s, struct pvi_segment *seg)
 		return pvi_fail(-ENOMEM, "segment %u: no memory for its descriptors", seg->number);
 	}
 	seg->loaded = true;
-	seg->free_pages = seg->npages;
-	for (uint32_t i = 0, n; i < seg->npages; i += n) {
+	seg->free_pages = seg->npages - seg->first_page;
+	set_taken(seg, 0, seg->first_page, true);
+	for (uint32_t i = seg->first_page, n; i < seg->npages; i += n) {
 		uint64_t rec = pvi_rec_load(seg->map, i);
 
 		n = 1;
 		if (pvi_page_kind(rec) == PV_PAGE_FREE)
 			continue;
 		/* An entry that makes no sense keeps its page out of use; pv_check() reports it. */
-		if (pvi_page_head_sound(s, seg, i, rec)) {
+		if (pvi_page_run_sound(s, seg, i, rec)) {
 			n = pvi_page_span(s, rec);
 			if (pvi_page_kind(rec) == PV_PAGE_SLAB)
 				pvi_slab_found(s, seg, i, rec);
+			else
+				seg->slabs[i].state = PVI_EXTENT_LIVE;
 		}
 		set_taken(seg, i, n, true);
 		seg->free_pages -= n;

@@ -173,6 +173,9 @@ int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 				"%s: born with generation %" PRIu64 ", the index says %" PRIu64
 				" (a copy of another time)",
 				what, rec.birth_generation, want.birth_generation);
+	if (want.first_page >= want.npages)
+		return pvi_fail(-EBADMSG, "%s: %" PRIu64 " bytes have no room for its header and lanes",
+				what, bytes);
 	if (memcmp(&rec, &want, sizeof(rec)) != 0)
 		return pvi_fail(-EBADMSG, "%s: the header and the index disagree on its layout", what);
 	err = pvi_arena_map((uint8_t *) s->base + off, bytes, fd, s->readonly);
@@ -215,6 +218,8 @@ static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t o
 	}
 	if (bytes > s->window_bytes - off)
 		bytes = s->window_bytes - off;
+	if (bytes >> s->page_shift > PVI_PAGES_MAX)
+		bytes = (uint64_t) PVI_PAGES_MAX << s->page_shift;
 	if (bytes < need || s->nsegments == PVI_SEGMENTS_MAX) {
 		pvi_fail(-ENOSPC, "the store's window of %" PRIu64 " MiB is full",
 			 s->window_bytes >> 20);

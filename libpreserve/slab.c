@@ -82,6 +82,10 @@ bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uin
 	const struct slab_rec *slab =
 		(const struct slab_rec *) (const void *) (seg->addr + off + pvi_rec_meta(rec));
 
+	/* The slot bytes must not lie in slots that are handed out. */
+	if (c->in_grid ? pvi_rec_meta(rec) % c->slot_bytes != 0
+		       : pvi_rec_meta(rec) < c->nslots * c->slot_bytes)
+		return false;
 	return slab->magic == PV_SLAB_MAGIC && slab->type == pvi_rec_type(rec) &&
 	       slab->type <= s->index.ntypes && slab->slot_bytes == c->slot_bytes &&
 	       slab->nslots == c->nslots && slab->slab_off == seg->off + off &&
@@ -99,7 +103,7 @@ uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, 
 		return NULL;
 	page -= pvi_rec_back(entry);
 	entry = pvi_rec_load(seg->map, page);
-	if (pvi_page_kind(entry) != PV_PAGE_SLAB || !pvi_page_head_sound(s, seg, page, entry) ||
+	if (pvi_page_kind(entry) != PV_PAGE_SLAB || !pvi_page_run_sound(s, seg, page, entry) ||
 	    !pvi_slab_sound(s, seg, page, entry))
 		return NULL;
 	c = &s->classes[pvi_rec_class(entry)];
@@ -264,7 +268,8 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	if (d->state == PVI_SLAB_PARTIAL || d->state == PVI_SLAB_FULL)
 		return 0; /* another thread was faster */
 	if (d->state != PVI_SLAB_COLD)
-		return pvi_fail(-EBADMSG, "segment %u: page %u: not a slab", seg->number, page);
+		return pvi_fail(-EBADMSG, "segment %u: page %u: no sound slab (see pv_check)",
+				seg->number, page);
 	bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
 	c = &s->classes[pvi_rec_class(rec)];
 	nfree = pvi_slab_sound(s, seg, page, rec)

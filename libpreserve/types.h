@@ -39,6 +39,7 @@
 
 #define PVI_CLASSES	   88u
 #define PVI_SEGMENTS_MAX   2048u
+#define PVI_PAGES_MAX	   (1u << 28) /* in a segment */
 #define PVI_STORES_MAX	   32u /* open in one process at a time */
 #define PVI_NAME_MAX	   48u
 #define PVI_ROOTS_MAX	   4096u
@@ -73,14 +74,15 @@ struct pvi_class {
 };
 
 enum pvi_slab_state {
-	PVI_SLAB_NONE = 0, /* not the head of a slab */
+	PVI_SLAB_NONE = 0, /* not the head of a slab or extent, or of a damaged one */
 	PVI_SLAB_COLD,	   /* on its bin's cold list */
 	PVI_SLAB_PARTIAL,  /* has FREE slots, on its bin's partial list */
 	PVI_SLAB_FULL,	   /* no FREE slot, on no list */
-	PVI_EXTENT_HELD,   /* extent reserved, not yet live */
+	PVI_EXTENT_HELD,   /* extent reserved; the page map says whether it is live meanwhile */
+	PVI_EXTENT_LIVE,
 };
 
-/** Descriptor of a slab or of a reserved extent, at the index of its head page. */
+/** Descriptor of a slab or of an extent, at the index of its head page. */
 struct pvi_slab {
 	struct pvi_slab *next;
 	struct pvi_slab *prev;
@@ -191,9 +193,9 @@ struct pvi_index {
 	struct index_rec *rec; /* mapped at the start of the window */
 	int fd;
 	int lock_fd; /* a second open file description, which carries the lock */
+	uint64_t bytes; /* of the memfd, when it was read */
 	uint64_t base;
 	uint64_t window_bytes;
-	uint64_t bytes; /* of the memfd, when it was read */
 	uint64_t granule_bytes;
 	uint64_t page_bytes;
 	uint64_t epoch;
