@@ -151,6 +151,7 @@ int keeper_setup(void **state)
 		return -1;
 	keeper_init(k);
 	k->descriptors = open_descriptors();
+	k->mapped = mapped_memfds();
 	*state = k;
 	return 0;
 }
@@ -158,17 +159,18 @@ int keeper_setup(void **state)
 int keeper_teardown(void **state)
 {
 	struct keeper *k = *state;
-	unsigned int descriptors;
+	unsigned int descriptors, mapped = mapped_memfds();
+	bool same;
 
 	keeper_free(k);
 	descriptors = open_descriptors();
-	if (descriptors != k->descriptors || mapped_memfds())
-		print_error("%u descriptors, %u at the start; %u memfds mapped\n", descriptors,
-			    k->descriptors, mapped_memfds());
-	if (descriptors != k->descriptors || mapped_memfds())
-		return -1;
+	same = descriptors == k->descriptors && mapped == k->mapped;
+	if (!same)
+		print_error(
+			"descriptors: %u, %u at the start; memfds mapped: %u, %u at the start\n",
+			descriptors, k->descriptors, mapped, k->mapped);
 	free(k);
-	return 0;
+	return same ? 0 : -1;
 }
 
 /* ---- memfds ---- */

@@ -70,7 +70,8 @@ struct keeper {
 	 * keeping of a segment and its naming in the index. 0: never. */
 	uint64_t copy_at_token;
 	struct keeper *copy;
-	unsigned int descriptors; /* open in the process when the test began */
+	unsigned int descriptors; /* open in the process when the test began ... */
+	unsigned int mapped;	  /* ... and memfds of stores mapped */
 };
 
 void keeper_init(struct keeper *k);
