@@ -1,0 +1,578 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Clients: reading, running what has arrived, writing.
+ *
+ * One turn of a client: read once; run the complete commands in batches; write once. A batch is
+ * parsed as a whole before its first command runs, so that the memory of all its keys can be
+ * fetched while the others are looked at: buckets first, then entries. What a batch knows of the
+ * buffer stays true until it has run, for nothing moves meanwhile.
+ *
+ * A client that does not read its replies makes them pile up in its own memory. There is a limit
+ * for all clients together; beyond it, the one that takes most is closed.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "kvstore.h"
+
+#define BATCH	   64u		/* commands that are looked at together */
+#define IN_BYTES   (64u << 10)	/* read at once */
+#define IN_SHARED  (16u << 10)	/* leftovers up to this size are read on in the shared buffer */
+#define OUT_BYTES  (256u << 10) /* shared, at first */
+#define OUT_SHRINK (4u << 20)	/* beyond it the buffer does not stay for long */
+#define OUT_WRITE  (128u << 10) /* replies that are written before a turn ends */
+#define QUERY_MAX  (1ull << 30) /* bytes of one command */
+#define SMALL_KEPT 1024u	/* a buffer of this size is kept for the next leftover */
+
+static int allocate_shared(void)
+{
+	if (!server.in)
+		server.in = malloc(IN_SHARED + IN_BYTES);
+	if (!server.out) {
+		server.out = malloc(OUT_BYTES);
+		server.out_cap = OUT_BYTES;
+	}
+	return server.in && server.out ? 0 : -1;
+}
+
+/* ---- ending ---- */
+
+static void freed(uv_handle_t *handle)
+{
+	struct client *c = handle->data;
+
+	free(c->in);
+	free(c->out);
+	free(c->name);
+	free(c->args.v);
+	free(c);
+}
+
+static void account(size_t *cap, size_t new_cap)
+{
+	server.client_bytes += new_cap - *cap;
+	*cap = new_cap;
+}
+
+void client_close(struct client *c)
+{
+	if (c->closed)
+		return;
+	c->closed = true;
+	c->closing = true;
+	uv_poll_stop(&c->poll);
+	close(c->fd);
+	if (c->previous)
+		c->previous->next = c->next;
+	else
+		server.clients = c->next;
+	if (c->next)
+		c->next->previous = c->previous;
+	server.nclients--;
+	server.client_bytes -= c->in_cap + c->out_cap;
+	/* A thread that works for it still points to it: client_unblock() goes on here. */
+	if (!c->blocked)
+		uv_close((uv_handle_t *)&c->poll, freed);
+}
+
+void client_close_all(void)
+{
+	while (server.clients)
+		client_close(server.clients);
+	free(server.in);
+	free(server.out);
+	server.in = NULL;
+	server.out = NULL;
+}
+
+/* Clients take more memory than they may: the largest one ends. */
+static void enforce_limit(void)
+{
+	while (server.client_bytes > server.opt.client_memory) {
+		struct client *largest = server.clients;
+
+		for (struct client *c = server.clients; c; c = c->next)
+			if (c->in_cap + c->out_cap > largest->in_cap + largest->out_cap)
+				largest = c;
+		if (!largest)
+			return;
+		log_error("client %s is closed: clients' buffers take %llu bytes, %zu of them are "
+			  "its "
+			  "own; the limit is %llu",
+			  largest->address, (unsigned long long)server.client_bytes,
+			  largest->in_cap + largest->out_cap,
+			  (unsigned long long)server.opt.client_memory);
+		client_close(largest);
+	}
+}
+
+/* ---- writing ---- */
+
+static void on_poll(uv_poll_t *poll, int status, int events);
+
+static void poll_for(struct client *c, int events)
+{
+	if (c->closed || c->events == events)
+		return;
+	c->events = events;
+	if (events)
+		uv_poll_start(&c->poll, events, on_poll);
+	else
+		uv_poll_stop(&c->poll);
+}
+
+static void poll_as_needed(struct client *c)
+{
+	poll_for(c, (c->closing || c->blocked ? 0 : UV_READABLE) | (c->out_len ? UV_WRITABLE : 0));
+}
+
+/* Write as much as the socket takes. Returns what it took, or -1: the connection is broken. */
+static ssize_t send_some(struct client *c, const char *data, size_t len)
+{
+	size_t sent = 0;
+
+	while (sent < len) {
+		ssize_t n = send(c->fd, data + sent, len - sent, MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return errno == EAGAIN || errno == EWOULDBLOCK ? (ssize_t)sent : -1;
+		sent += (size_t)n;
+		server.out_bytes += (uint64_t)n;
+	}
+	return (ssize_t)sent;
+}
+
+/* Give the shared buffer, which holds only this client's replies, to it, and make a new one. */
+static bool give_output(struct client *c, const char *data, size_t len)
+{
+	char *out = malloc(OUT_BYTES);
+
+	if (!out)
+		return false;
+	c->out = server.out;
+	c->out_off = (size_t)(data - server.out);
+	c->out_len = len;
+	account(&c->out_cap, server.out_cap);
+	server.out = out;
+	server.out_cap = OUT_BYTES;
+	return true;
+}
+
+/* Keep replies that could not be written. */
+static bool keep_output(struct client *c, const char *data, size_t len)
+{
+	if (!len)
+		return true;
+	if (!c->out && c->span == 0 && server.out_cap > OUT_BYTES)
+		return give_output(c, data, len);
+	if (c->out_off && c->out_off + c->out_len + len > c->out_cap) {
+		memmove(c->out, c->out + c->out_off, c->out_len);
+		c->out_off = 0;
+	}
+	if (c->out_off + c->out_len + len > c->out_cap) {
+		size_t cap = c->out_cap ? c->out_cap : 4096;
+		char *out;
+
+		while (cap < c->out_len + len)
+			cap *= 2;
+		out = realloc(c->out, cap);
+		if (!out)
+			return false;
+		c->out = out;
+		account(&c->out_cap, cap);
+	}
+	memcpy(c->out + c->out_off + c->out_len, data, len);
+	c->out_len += len;
+	return true;
+}
+
+/* Write the replies that have gathered in the shared buffer since client_reply_begin(). */
+static void write_span(struct client *c)
+{
+	const char *data = server.out + c->span;
+	size_t len = server.out_len - c->span;
+	ssize_t sent = 0;
+
+	server.out_len = c->span;
+	if (c->closed || !len)
+		return;
+	if (!c->out_len)
+		sent = send_some(c, data, len);
+	if (sent < 0 || !keep_output(c, data + sent, len - (size_t)sent))
+		client_close(c);
+}
+
+static void write_leftover(struct client *c)
+{
+	ssize_t sent = send_some(c, c->out + c->out_off, c->out_len);
+
+	if (sent < 0) {
+		client_close(c);
+		return;
+	}
+	c->out_off += (size_t)sent;
+	c->out_len -= (size_t)sent;
+	if (!c->out_len) {
+		free(c->out);
+		c->out = NULL;
+		c->out_off = 0;
+		account(&c->out_cap, 0);
+	}
+}
+
+void client_reply_begin(struct client *c)
+{
+	c->span = server.out_len;
+}
+
+void client_reply_end(struct client *c)
+{
+	write_span(c);
+	if (server.out_cap > OUT_SHRINK && !server.out_len) {
+		char *out = realloc(server.out, OUT_BYTES);
+
+		if (out) {
+			server.out = out;
+			server.out_cap = OUT_BYTES;
+		}
+	}
+	if (c->closed)
+		return;
+	if (c->closing && !c->out_len)
+		client_close(c);
+	else
+		poll_as_needed(c);
+}
+
+/* ---- running ---- */
+
+/** Commands of one batch. Their arguments are in one list, known by index while it grows. */
+struct batch {
+	unsigned int n;
+	struct request requests[BATCH];
+	size_t first[BATCH + 1];
+};
+
+static struct resp_args batch_args;
+
+static void run_one(struct client *c, const struct request *rq)
+{
+	size_t position = server.out_len;
+
+	if (rq->argc == 0)
+		return;
+	command_run(c, rq);
+	if (c->reply_mode == REPLY_ON)
+		return;
+	if (c->reply_mode == REPLY_SKIP_NEXT) {
+		c->reply_mode = REPLY_SKIP;
+		return;
+	}
+	if (server.out_len > position)
+		server.out_len = position;
+	if (c->reply_mode == REPLY_SKIP)
+		c->reply_mode = REPLY_ON;
+}
+
+static void look_up(struct request *rq)
+{
+	rq->command = rq->argc ? command_find(rq->argv[0].data, rq->argv[0].len) : NULL;
+	if (rq->command && rq->command->first_key == 1 && rq->argc > 1) {
+		rq->hash = db_hash(&server.db, rq->argv[1].data, rq->argv[1].len);
+		pv_map_prefetch(server.db.map, rq->hash);
+	}
+}
+
+static void run_batch(struct client *c, struct batch *b)
+{
+	for (unsigned int i = 0; i < b->n; i++) {
+		struct request *rq = &b->requests[i];
+
+		rq->argv = batch_args.v + b->first[i];
+		rq->argc = b->first[i + 1] - b->first[i];
+		look_up(rq);
+	}
+	if (b->n > 1) {
+		for (unsigned int i = 0; i < b->n; i++) {
+			const struct request *rq = &b->requests[i];
+
+			if (rq->command && rq->command->first_key == 1 && rq->argc > 1)
+				pv_map_prefetch_entry(server.db.map, rq->hash);
+		}
+	}
+	for (unsigned int i = 0; i < b->n && !c->closing; i++) {
+		run_one(c, &b->requests[i]);
+		if (server.out_len - c->span > OUT_WRITE)
+			write_span(c);
+	}
+}
+
+static void protocol_error(struct client *c, enum resp_result r)
+{
+	log_info("client %s: %s", c->address, r == RESP_NOMEM ? "no memory" : c->parser.error);
+	reply_error(c, "ERR %s", r == RESP_NOMEM ? "out of memory" : c->parser.error);
+	c->closing = true;
+}
+
+/* Must this command end its batch? What comes behind it may have to wait, or must not be read. */
+static bool ends_batch(const struct client *c, const struct resp_arg *name)
+{
+	return c->parser.is_inline || arg_is(name, "preserve") || arg_is(name, "quit") ||
+	       arg_is(name, "shutdown");
+}
+
+/* The continuation of a command that came in parts: its arguments are in the client's own list. */
+static enum resp_result run_continued(struct client *c, char *data, size_t len, size_t *used)
+{
+	enum resp_result r = resp_parse(&c->parser, &c->args, 0, data, len);
+	struct request rq = {.argv = c->args.v, .argc = c->args.n};
+
+	if (r != RESP_COMMAND)
+		return r;
+	*used = c->parser.scan;
+	look_up(&rq);
+	run_one(c, &rq);
+	resp_reset(&c->parser);
+	c->args.n = 0;
+	if (c->args.cap > 1024) {
+		free(c->args.v);
+		c->args = (struct resp_args){0};
+	}
+	return r;
+}
+
+/* Parse and run one batch from `data`. */
+static enum resp_result run_fresh(struct client *c, char *data, size_t len, size_t *used)
+{
+	enum resp_result r = RESP_COMMAND;
+	struct batch b = {.n = 0};
+	size_t at = 0;
+
+	batch_args.n = 0;
+	while (b.n < BATCH && at < len) {
+		b.first[b.n] = batch_args.n;
+		r = resp_parse(&c->parser, &batch_args, batch_args.n, data + at, len - at);
+		if (r != RESP_COMMAND)
+			break;
+		at += c->parser.scan;
+		b.n++;
+		if (batch_args.n > b.first[b.n - 1] &&
+		    ends_batch(c, &batch_args.v[b.first[b.n - 1]])) {
+			resp_reset(&c->parser);
+			break;
+		}
+		resp_reset(&c->parser);
+	}
+	/* The arguments of a command that is not complete move to the client's own list. */
+	if (r == RESP_MORE && batch_args.n > b.first[b.n]) {
+		size_t n = batch_args.n - b.first[b.n];
+		struct resp_arg *v = realloc(c->args.v, n * sizeof(*v));
+
+		if (v) {
+			memcpy(v, batch_args.v + b.first[b.n], n * sizeof(*v));
+			c->args = (struct resp_args){v, n, n};
+		} else {
+			r = RESP_NOMEM;
+		}
+	}
+	if (r == RESP_COMMAND)
+		b.first[b.n] = batch_args.n;
+	*used = at;
+	run_batch(c, &b);
+	if (batch_args.cap > 4096) {
+		free(batch_args.v);
+		batch_args = (struct resp_args){0};
+	}
+	return r;
+}
+
+/* Run the complete commands in `data`. Returns the number of bytes that are done with. */
+static size_t run_input(struct client *c, char *data, size_t len)
+{
+	size_t at = 0;
+
+	while (at < len && !c->closing && !c->blocked) {
+		enum resp_result r;
+		size_t used = 0;
+
+		if (resp_started(&c->parser))
+			r = run_continued(c, data + at, len - at, &used);
+		else
+			r = run_fresh(c, data + at, len - at, &used);
+		at += used;
+		if (c->closing)
+			break;
+		if (r == RESP_MORE && len - at <= QUERY_MAX)
+			break;
+		if (r == RESP_MORE)
+			strcpy(c->parser.error, "Protocol error: the command is too long");
+		if (r != RESP_COMMAND)
+			protocol_error(c, r);
+	}
+	return at;
+}
+
+/* ---- reading ---- */
+
+/* Make room behind the leftover in the client's own buffer. */
+static bool grow_input(struct client *c)
+{
+	size_t want = c->parser.want > c->in_len ? c->parser.want - c->in_len : IN_BYTES;
+	size_t cap;
+	char *in;
+
+	/* Memory grows with what has arrived, not with what was announced. */
+	if (want > c->in_len)
+		want = c->in_len;
+	if (want < IN_BYTES)
+		want = IN_BYTES;
+	cap = c->in_len + want;
+	if (cap <= c->in_cap)
+		return true;
+	in = realloc(c->in, cap);
+	if (!in)
+		return false;
+	c->in = in;
+	account(&c->in_cap, cap);
+	return true;
+}
+
+/* Keep what is left over in the client's own buffer. */
+static bool keep_input(struct client *c, const char *data, size_t len)
+{
+	if (data >= c->in && data < c->in + c->in_cap) {
+		memmove(c->in, data, len);
+	} else if (len > c->in_cap) {
+		char *in = realloc(c->in, len);
+
+		if (!in)
+			return false;
+		c->in = in;
+		account(&c->in_cap, len);
+		memcpy(c->in, data, len);
+	} else if (len) {
+		memcpy(c->in, data, len);
+	}
+	c->in_len = len;
+	if (len <= SMALL_KEPT && c->in_cap > 2 * IN_SHARED) {
+		char *in = realloc(c->in, SMALL_KEPT);
+
+		if (in) {
+			c->in = in;
+			account(&c->in_cap, SMALL_KEPT);
+		}
+	}
+	return true;
+}
+
+static void run_and_keep(struct client *c, char *data, size_t len)
+{
+	size_t used;
+
+	client_reply_begin(c);
+	used = run_input(c, data, len);
+	if (c->overflow)
+		server.out_len = c->span;
+	if (!c->closed && !keep_input(c, data + used, len - used))
+		client_close(c);
+	client_reply_end(c);
+	enforce_limit();
+}
+
+static void read_some(struct client *c)
+{
+	char *data;
+	size_t room;
+	ssize_t n;
+
+	if (c->in_len <= IN_SHARED) {
+		data = server.in;
+		if (c->in_len)
+			memcpy(data, c->in, c->in_len);
+		room = IN_BYTES;
+	} else {
+		if (!grow_input(c)) {
+			log_error("client %s is closed: no memory for its command of %zu bytes so "
+				  "far",
+				  c->address, c->in_len);
+			client_close(c);
+			return;
+		}
+		data = c->in;
+		room = c->in_cap - c->in_len;
+	}
+	n = read(c->fd, data + c->in_len, room);
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n <= 0) {
+		client_close(c);
+		return;
+	}
+	server.in_bytes += (uint64_t)n;
+	server.db.now_ms = clock_unix_ms();
+	c->active_ms = server.db.now_ms;
+	run_and_keep(c, data, c->in_len + (size_t)n);
+}
+
+static void on_poll(uv_poll_t *poll, int status, int events)
+{
+	struct client *c = poll->data;
+
+	if (status < 0) {
+		client_close(c);
+		return;
+	}
+	if (events & UV_WRITABLE && c->out_len) {
+		write_leftover(c);
+		if (!c->closed && c->closing && !c->out_len)
+			client_close(c);
+		if (!c->closed)
+			poll_as_needed(c);
+	}
+	if (events & UV_READABLE && !c->closing && !c->blocked)
+		read_some(c);
+}
+
+void client_unblock(struct client *c)
+{
+	c->blocked = false;
+	if (c->closed) {
+		uv_close((uv_handle_t *)&c->poll, freed);
+		return;
+	}
+	server.db.now_ms = clock_unix_ms();
+	run_and_keep(c, c->in, c->in_len);
+}
+
+/* ---- beginning ---- */
+
+void client_accept(int fd, bool is_unix, const char *address)
+{
+	struct client *c = calloc(1, sizeof(*c));
+
+	if (!c || allocate_shared() || uv_poll_init(&server.loop, &c->poll, fd)) {
+		log_error("connection from %s refused: no memory", address);
+		free(c);
+		close(fd);
+		return;
+	}
+	c->fd = fd;
+	c->id = ++server.next_client_id;
+	c->poll.data = c;
+	c->protocol = 2;
+	c->is_unix = is_unix;
+	c->since_ms = c->active_ms = clock_unix_ms();
+	strncpy(c->address, address, sizeof(c->address) - 1);
+	c->next = server.clients;
+	if (c->next)
+		c->next->previous = c;
+	server.clients = c;
+	server.nclients++;
+	server.nconnections++;
+	poll_as_needed(c);
+}
