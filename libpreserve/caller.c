@@ -208,6 +208,15 @@ static int caller_forget(struct pvi_handover *h)
 			return -ENOMEM;
 	}
 	c->taken = true;
+	/* The index goes first: without it the rest is no store, so that a crash between two calls
+	 * leaves the whole store or none. */
+	for (unsigned int i = 0; i < c->ntokens; i++) {
+		if (c->tokens[i] == 0) {
+			c->tokens[i] = c->tokens[c->ntokens - 1];
+			c->tokens[c->ntokens - 1] = 0;
+			break;
+		}
+	}
 	while (c->ntokens > 0) {
 		int told = tell(c, PV_KEEP_DROP, c->tokens[--c->ntokens], -1);
 
