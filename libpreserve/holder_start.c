@@ -41,6 +41,22 @@
    it does not know that. */
 #define IN_CHILD __attribute__((no_sanitize("address", "thread", "undefined")))
 
+/*
+ * ThreadSanitizer takes every clone() for a fork and resets its own state in the child, which here is
+ * still that of the parent; glibc's other name for it is left alone.
+ */
+#if defined(__SANITIZE_THREAD__)
+#define THREAD_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define THREAD_SANITIZER 1
+#endif
+#endif
+#ifdef THREAD_SANITIZER
+extern int __clone(int (*run)(void *arg), void *stack, int flags, void *arg, ...);
+#define clone __clone
+#endif
+
 /* In the generated file holder_image.S. */
 extern const unsigned char pvi_holder_image[], pvi_holder_image_end[];
 extern const char pvi_holder_installed[];
