@@ -380,6 +380,16 @@ static int recover(struct pv_store *s)
 	return err;
 }
 
+/* Every descriptor is attached: the session that they came from is not needed any more. */
+static int finish(struct pv_store *s)
+{
+	uint64_t start = now_ns();
+	int err = s->handover->ops->finish(s->handover);
+
+	s->fetch_ns += now_ns() - start;
+	return err;
+}
+
 static int attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n)
 {
 	int err = attach_index(s, name, find_fd(fds, n, 0));
@@ -394,7 +404,7 @@ static int attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsi
 		if (fds[i].fd >= 0)
 			s->handover->ops->drop(s->handover, fds[i].token);
 	s->origin = PV_ORIGIN_REATTACHED;
-	return s->from_kexec ? s->handover->ops->finish(s->handover) : 0;
+	return s->from_kexec ? finish(s) : 0;
 }
 
 /* ---- open ---- */
@@ -410,6 +420,7 @@ static int open_store(struct pv_store *s, const char *name)
 	const struct pv_options *o = &s->options;
 	struct pvi_fd *fds = NULL;
 	unsigned int n = 0;
+	uint64_t start;
 	int err;
 
 	if (o->flags & PV_RESET) {
@@ -417,7 +428,9 @@ static int open_store(struct pv_store *s, const char *name)
 		if (err)
 			return err;
 	}
+	start = now_ns();
 	err = s->handover->ops->fetch(s->handover, &fds, &n, &s->from_kexec);
+	s->fetch_ns += now_ns() - start;
 	if (!err && unborn(fds, n))
 		err = -ENOENT;
 	else if (!err && !find_fd(fds, n, 0))
@@ -462,6 +475,7 @@ int pv_open(const char *name, const struct pv_options *opts, struct pv_store **o
 	pthread_mutex_init(&s->index_lock, NULL);
 	pthread_mutex_init(&s->handover_lock, NULL);
 	err = pvi_handover_open(name, &s->options, &s->handover);
+	s->fetch_ns = now_ns() - start;
 	if (!err)
 		err = open_store(s, name);
 	if (!err)
@@ -560,6 +574,7 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 		.window_bytes = s->window_bytes,
 		.page_bytes = 1ull << s->page_shift,
 		.attach_ns = s->attach_ns,
+		.fetch_ns = s->fetch_ns,
 		.recovered = s->recovered,
 	};
 	pthread_mutex_lock(&s->heap_lock);

@@ -251,6 +251,7 @@ struct pv_store {
 	bool from_kexec;
 	bool window_reserved;
 	uint64_t attach_ns;
+	uint64_t fetch_ns;
 	uint64_t recovered;
 	struct pv_options options;
 };

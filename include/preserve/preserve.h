@@ -178,6 +178,8 @@ struct pv_info {
 	uint64_t epoch;           /* how often the store has been opened for writing */
 	uint64_t generation;      /* how often the index has been written */
 	uint64_t attach_ns;       /* what pv_open() took */
+	uint64_t fetch_ns;        /* the share of attach_ns that went to the handover backend: start
+				     or find the holder, retrieve and finish a session */
 	uint64_t recovered;       /* intents that were redone by pv_open() */
 	uint8_t uuid[16];
 };
