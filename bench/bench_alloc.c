@@ -3,7 +3,8 @@
  * What does allocating and freeing cost, and how much memory does it take?
  *
  * One run is one workload on one side (ops.h). It tells the rate, counting an allocation together
- * with a free as one operation, and the memory taken at the end. The workloads:
+ * with a free as one operation, and the memory taken when the work is done, all threads still being
+ * there. The workloads:
  *
  *   replace-64        replace a random one of --live objects by a new one of 64 bytes
  *   replace-16-1024   the same with sizes evenly spread from 16 to 1024 bytes
@@ -85,6 +86,7 @@ struct run {
 	struct worker *workers;
 	struct queue *queues;
 	pthread_barrier_t barrier;
+	uint64_t pss_bytes; /* at the end of the work */
 };
 
 static bool time_left(struct worker *w)
@@ -382,12 +384,17 @@ static void *worker_main(void *arg)
 	if (w->index % 2 == 0 && w->run->queues)
 		w->run->queues[w->index / 2].ended = 0;
 	work_for(w, w->run->seconds);
+	/* While all threads are there, with whatever they hold ready, as in a program that goes on.
+	 */
+	if (w->index == 0)
+		w->run->pss_bytes = bench_pss_bytes();
+	wait_for_all(w);
 	return NULL;
 }
 
 static void tell(const struct run *run, uint64_t pss_before, size_t total_slots)
 {
-	uint64_t pss = bench_pss_bytes(), tables = total_slots * sizeof(bench_slot);
+	uint64_t pss = run->pss_bytes, tables = total_slots * sizeof(bench_slot);
 	double mops = 0;
 
 	for (unsigned int i = 0; i < run->threads; i++) {

@@ -30,7 +30,7 @@ def overhead(context):
 
 
 def run(context):
-    """Overhead, then the memory in use at the end of each workload."""
+    """Overhead, then the memory in use when each workload is done, before its threads end."""
     rows = overhead(context)
     for workload in WORKLOADS:
         for threads in THREADS:
