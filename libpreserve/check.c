@@ -131,8 +131,7 @@ static void check_segment(struct walk *w, const struct pvi_segment *seg)
 	}
 }
 
-/* Is there a live object of this type that begins at this offset and is large enough? */
-static bool live_at(const struct pv_store *s, uint64_t off, uint32_t type, uint64_t bytes)
+bool pvi_check_live(const struct pv_store *s, uint64_t off, uint32_t type, uint64_t bytes)
 {
 	const struct pvi_segment *seg = pvi_store_segment(s, off);
 	const uint8_t *byte;
@@ -159,7 +158,7 @@ static void check_roots(struct walk *w)
 	for (uint32_t i = 0; i < w->s->index.nroots; i++) {
 		const struct pvi_root *r = &w->s->index.roots[i];
 
-		if (!live_at(w->s, r->off, r->type, r->bytes))
+		if (!pvi_check_live(w->s, r->off, r->type, r->bytes))
 			problem(w,
 				"index: root %s at offset 0x%" PRIx64
 				" is not a live object of type %u with %" PRIu64 " bytes",

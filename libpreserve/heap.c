@@ -209,14 +209,12 @@ static __attribute__((noinline)) int reserve_slow(struct pv_store *s, pv_type_t 
 int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 {
 	struct pvi_thread *t = pvi_thread_find(s);
-	uint32_t class = pvi_class_of(bytes), bin = pvi_bin_number(type, class);
+	uint64_t class = pvi_class_of(bytes), bin = (uint64_t) type << PV_PAGE_CLASS_BITS | class;
 	struct pvi_magazine *m;
 
 	if (pvi_likely(t && class < s->nclasses && bin < t->nbins)) {
-		/* A magazine is filled only after the slow path has accepted a size of this class for
-		 * this type, so every slot of it is large enough for the type. */
 		m = t->magazines[bin];
-		if (pvi_likely(m->n)) {
+		if (pvi_likely(m->n && bytes >= m->min_bytes)) {
 			*out = take_slot(m);
 			return 0;
 		}

@@ -210,7 +210,7 @@ static void write_types(const struct pvi_index *idx, void *fdt, int *err)
 		const struct pvi_type *t = &idx->types[i];
 
 		begin_node(fdt, err, "type", i);
-		put_string(fdt, err, "name", t->name);
+		put_string(fdt, err, "label", t->name);
 		put_u32(fdt, err, "version", t->version);
 		put_u32(fdt, err, "bytes", t->bytes);
 		if (t->npointers) {
@@ -236,7 +236,7 @@ static void write_roots(const struct pvi_index *idx, void *fdt, int *err)
 		const struct pvi_root *r = &idx->roots[i];
 
 		begin_node(fdt, err, "root", i);
-		put_string(fdt, err, "name", r->name);
+		put_string(fdt, err, "label", r->name);
 		put_u32(fdt, err, "type", r->type);
 		put_u64(fdt, err, "bytes", r->bytes);
 		put_u64(fdt, err, "offset", r->off);
@@ -275,11 +275,11 @@ static int build(const struct pvi_index *idx, uint64_t generation, void *buf, ui
 	return err;
 }
 
-int pvi_index_stage(struct pvi_index *idx, uint64_t *generation)
+int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 {
 	uint64_t next = pvi_index_generation(idx->rec) + 1;
 	struct index_slot_rec *slot = slot_of(idx->rec, next);
-	uint32_t room = idx->rec->slot_bytes - (uint32_t) sizeof(*slot);
+	uint32_t room = idx->rec->slot_bytes - (uint32_t) sizeof(*slot) - slack;
 	void *buf = malloc(room);
 	uint64_t bytes;
 	int err;
@@ -407,7 +407,7 @@ static int read_store(struct pvi_index *idx, const void *fdt, uint64_t generatio
 	if (!power_of_two(idx->granule_bytes) || idx->granule_bytes < 32768 ||
 	    idx->granule_bytes > 1ull << 40)
 		node_fault(&n, "granule-bytes", "is out of range");
-	if (!power_of_two(idx->window_bytes) || idx->window_bytes < 2 * idx->granule_bytes ||
+	else if (!power_of_two(idx->window_bytes) || idx->window_bytes < 2 * idx->granule_bytes ||
 	    idx->window_bytes / idx->granule_bytes > 1u << 20 || rec->bytes > idx->granule_bytes)
 		node_fault(&n, "window-bytes", "is out of range");
 	if (idx->page_bytes != 4096 && idx->page_bytes != 16384)
@@ -470,7 +470,7 @@ static int read_types(struct pvi_index *idx, const void *fdt)
 			return pvi_fail(-EBADMSG, "index: node /types: more than %u types",
 					PV_TYPES_MAX);
 		t = &idx->types[++idx->ntypes];
-		get_name(&n, "name", t->name);
+		get_name(&n, "label", t->name);
 		t->version = get_u32(&n, "version");
 		t->bytes = get_u32(&n, "bytes");
 		t->fingerprint = get_u64(&n, "fingerprint");
@@ -511,7 +511,7 @@ static int read_roots(struct pvi_index *idx, const void *fdt)
 		if (idx->nroots == PVI_ROOTS_MAX)
 			return pvi_fail(-EBADMSG, "index: node /roots: more than %u roots",
 					PVI_ROOTS_MAX);
-		get_name(&n, "name", r->name);
+		get_name(&n, "label", r->name);
 		r->type = get_u32(&n, "type");
 		r->bytes = get_u64(&n, "bytes");
 		r->off = get_u64(&n, "offset");
@@ -607,21 +607,27 @@ int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec)
 
 int pv_index_dump(struct pv_store *s, void **buf, size_t *bytes)
 {
-	struct index_slot_rec *slot;
-	uint64_t n;
-	int err = 0;
+	uint32_t slot_bytes = s->index.rec->slot_bytes;
+	struct index_slot_rec *copy = malloc(slot_bytes);
+	const char *why;
+	uint64_t generation;
 
+	if (!copy)
+		return pvi_fail(-ENOMEM, "index: no memory");
 	pthread_mutex_lock(&s->index_lock);
-	slot = slot_of(s->index.rec, pvi_index_generation(s->index.rec));
-	n = slot->bytes; /* a reader's handle does not keep a writer from changing it */
-	if (n > s->index.rec->slot_bytes - sizeof(*slot)) {
-		err = pvi_fail(-EBADMSG, "index: the length of its tree is out of bounds");
-	} else if (!(*buf = malloc(n))) {
-		err = pvi_fail(-ENOMEM, "index: no memory");
-	} else {
-		memcpy(*buf, slot + 1, n);
-		*bytes = n;
-	}
+	/* A reader's handle does not keep a writer from changing the slot meanwhile. */
+	do {
+		generation = pvi_index_generation(s->index.rec);
+		memcpy(copy, slot_of(s->index.rec, generation), slot_bytes);
+		why = slot_fault(copy, slot_bytes, generation);
+	} while (why && generation != pvi_index_generation(s->index.rec));
 	pthread_mutex_unlock(&s->index_lock);
-	return err;
+	if (why) {
+		free(copy);
+		return pvi_fail(-EBADMSG, "index: generation %" PRIu64 ": %s", generation, why);
+	}
+	*bytes = copy->bytes;
+	memmove(copy, copy + 1, *bytes);
+	*buf = copy;
+	return 0;
 }

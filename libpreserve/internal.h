@@ -48,14 +48,22 @@ static inline uint64_t pvi_index_generation(const struct index_rec *rec)
 	return __atomic_load_n(&rec->commit, __ATOMIC_ACQUIRE) & PV_COMMIT_GENERATION_MASK;
 }
 /**
- * Write idx to the slot that is not in force, for *generation. Nothing has changed for a reader
- * until that is committed. Under index_lock.
+ * Write idx to the slot that is not in force, for *generation, so that `slack` bytes stay free.
+ * Nothing has changed for a reader until that is committed. Under index_lock.
  */
-int pvi_index_stage(struct pvi_index *idx, uint64_t *generation);
+int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation);
 /** Put the staged index in force: a single store. */
 void pvi_index_commit(struct pvi_index *idx, uint64_t generation);
 /** Does the mapped slot for this generation hold a sound FDT? */
 bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation);
+
+/* ---- lock.c: one writer ---- */
+
+/** Lock the index of s->index.fd; -EBUSY names the process that has it. */
+int pvi_lock_take(struct pv_store *s, const char *name, const struct index_rec *rec);
+void pvi_lock_release(struct pv_store *s);
+/** Say in the index that it is us. */
+void pvi_lock_note_writer(struct pv_store *s);
 
 /* ---- lane.c: intents ---- */
 
@@ -213,6 +221,11 @@ bool pvi_heap_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes);
 int pvi_tx_recover(struct pv_store *s, uint64_t *recovered);
 /** The thread ends: abort what it left open. */
 void pvi_tx_leave(struct pv_store *s, struct pvi_thread *t);
+
+/* ---- check.c ---- */
+
+/** Is there a live object of this type that begins at this offset and is large enough? */
+bool pvi_check_live(const struct pv_store *s, uint64_t off, uint32_t type, uint64_t bytes);
 
 /* ---- thread.c ---- */
 

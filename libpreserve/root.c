@@ -114,7 +114,7 @@ static int type_add(struct pv_store *s, const struct pv_typedef *def)
 		t->npointers = def->npointers;
 	}
 	s->index.ntypes++;
-	err = pvi_index_stage(&s->index, &generation);
+	err = pvi_index_stage(&s->index, PVI_INDEX_SLACK, &generation);
 	if (err) {
 		s->index.ntypes--;
 		free(t->pointers);
@@ -165,6 +165,9 @@ static int root_check(const struct pv_store *s, const struct pvi_root *r, pv_typ
 	if (r->bytes < bytes)
 		return pvi_fail(-EEXIST, "root %s exists with %" PRIu64 " bytes, %zu wanted", r->name,
 				r->bytes, bytes);
+	if (!pvi_check_live(s, r->off, r->type, r->bytes))
+		return pvi_fail(-EBADMSG, "root %s: its object at offset 0x%" PRIx64
+				" is not live (see pv_check)", r->name, r->off);
 	return 0;
 }
 
@@ -182,7 +185,7 @@ static int root_add(struct pv_store *s, struct pvi_thread *t, const struct pvi_r
 	if (s->index.nroots == PVI_ROOTS_MAX)
 		return pvi_fail(-ENOSPC, "the store has %u roots already", PVI_ROOTS_MAX);
 	s->index.roots[s->index.nroots++] = *r;
-	err = pvi_index_stage(&s->index, &generation);
+	err = pvi_index_stage(&s->index, PVI_INDEX_SLACK, &generation);
 	if (err) {
 		s->index.nroots--;
 		return err;

@@ -245,7 +245,7 @@ static int join(struct pv_store *s, uint32_t number)
 	/* An index that was written meanwhile only makes the name older than the header's. */
 	s->index.segments[number].birth_generation = seg->birth_generation;
 	s->index.nsegments = number + 1;
-	err = pvi_index_stage(&s->index, &generation);
+	err = pvi_index_stage(&s->index, PVI_INDEX_SLACK, &generation);
 	if (err)
 		s->index.nsegments = number;
 	else

@@ -153,8 +153,7 @@ static void teardown(struct pv_store *s)
 		pvi_arena_release(s->base, s->window_bytes);
 	if (s->index.fd >= 0)
 		close(s->index.fd);
-	if (s->index.lock_fd >= 0) /* releases the lock */
-		close(s->index.lock_fd);
+	pvi_lock_release(s);
 	pvi_index_free(&s->index);
 	if (s->pages)
 		munmap(s->pages, pages_bytes(s));
@@ -172,35 +171,6 @@ static int reserve_window(struct pv_store *s)
 
 	s->window_reserved = err == 0;
 	return err;
-}
-
-/* ---- lock ---- */
-
-/*
- * The descriptor that we were given shares its open file description with the keeper, and OFD locks
- * belong to the description: the lock needs one of its own.
- */
-static int take_lock(struct pv_store *s, const char *name, const struct index_rec *rec)
-{
-	struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-	char path[40];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->index.fd);
-	s->index.lock_fd = open(path, O_RDWR | O_CLOEXEC);
-	if (s->index.lock_fd < 0)
-		return pvi_fail(errno, "store %s: cannot open %s for its lock: %s", name, path,
-				strerror(errno));
-	if (fcntl(s->index.lock_fd, F_OFD_SETLK, &fl) == 0)
-		return 0;
-	if (errno == EAGAIN || errno == EACCES)
-		return pvi_fail(-EBUSY, "store %s is in use by process %" PRIu64, name,
-				rec->writer_pid);
-	return pvi_fail(errno, "store %s: cannot lock its index: %s", name, strerror(errno));
-}
-
-static void note_writer(struct pv_store *s)
-{
-	__atomic_store_n(&s->index.rec->writer_pid, (uint64_t) getpid(), __ATOMIC_RELAXED);
 }
 
 /* ---- create ---- */
@@ -260,10 +230,10 @@ static int create(struct pv_store *s, const char *name, const struct pv_options 
 				"a limit of %" PRIu64 " bytes is less than index and first segment (%" PRIu64
 				")",
 				o->limit_bytes, s->index.rec->bytes + o->segment_bytes);
-	err = take_lock(s, name, s->index.rec);
+	err = pvi_lock_take(s, name, s->index.rec);
 	if (err)
 		return err;
-	note_writer(s);
+	pvi_lock_note_writer(s);
 	err = pvi_segment_create(s, 0, o->segment_bytes, o->segment_bytes);
 	if (err)
 		return err;
@@ -272,7 +242,7 @@ static int create(struct pv_store *s, const char *name, const struct pv_options 
 	s->index.segments[0].bytes = s->segments[0].bytes;
 	s->index.segments[0].birth_generation = s->segments[0].birth_generation;
 	s->index.nsegments = 1;
-	err = pvi_index_stage(&s->index, &generation);
+	err = pvi_index_stage(&s->index, PVI_INDEX_SLACK, &generation);
 	if (err)
 		return err;
 	pvi_index_commit(&s->index, generation);
@@ -313,7 +283,7 @@ static int attach_index(struct pv_store *s, const char *name, struct pvi_fd *fd)
 	s->index.fd = fd->fd;
 	fd->fd = -1;
 	if (!s->readonly) {
-		err = take_lock(s, name, &rec);
+		err = pvi_lock_take(s, name, &rec);
 		/* What was read before the lock may have been changed by its last owner. */
 		if (!err)
 			err = read_header(s->index.fd, bytes, &rec);
@@ -373,8 +343,8 @@ static int recover(struct pv_store *s)
 			return err;
 	}
 	s->index.epoch++;
-	note_writer(s);
-	err = pvi_index_stage(&s->index, &generation);
+	pvi_lock_note_writer(s);
+	err = pvi_index_stage(&s->index, 0, &generation);
 	if (!err)
 		pvi_index_commit(&s->index, generation);
 	return err;

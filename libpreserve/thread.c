@@ -171,6 +171,7 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		if (!m)
 			return NULL;
 		m->limit = s->classes[class].magazine;
+		m->min_bytes = s->index.types[type].bytes;
 		t->magazines[bin] = m;
 	}
 	return m;

@@ -43,6 +43,7 @@
 #define PVI_STORES_MAX	   32u /* open in one process at a time */
 #define PVI_NAME_MAX	   48u
 #define PVI_ROOTS_MAX	   4096u
+#define PVI_INDEX_SLACK	   256u /* left free: the next attach may write longer version strings */
 #define PVI_MAGAZINE_SLOTS 128u
 
 #define pvi_likely(x)	__builtin_expect(!!(x), 1)
@@ -127,6 +128,7 @@ struct pvi_held {
 struct pvi_magazine {
 	uint32_t n;
 	uint32_t limit;
+	uint32_t min_bytes; /* what the type is at least, which may be less than the class */
 	struct pvi_held slots[PVI_MAGAZINE_SLOTS];
 };
 

@@ -515,6 +515,51 @@ static void killed_writer_releases_the_lock(void **state)
 	other_end(&o);
 }
 
+/* In a child: open it, fork a grandchild that stays, and wait to be killed. */
+static int hold_it_and_fork(void *ctx)
+{
+	struct other *o = ctx;
+	struct pv_store *s = NULL;
+	pid_t pid;
+
+	if (store_try(o->k, NULL, 0, &s))
+		return 1;
+	pid = fork();
+	if (pid < 0)
+		return 2;
+	if (pid == 0) {
+		close(o->down[1]);
+		tell(o->up[1]);
+		wait_for(o->down[0]);
+		tell(o->up[1]);
+		return 0;
+	}
+	pause();
+	return 3;
+}
+
+static void child_of_a_killed_writer_holds_no_lock(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	struct other o = other_begin(k);
+	pid_t pid;
+
+	assert_ok(pv_close(s));
+	pid = start_child(hold_it_and_fork, &o);
+	assert_true(wait_for(o.up[0]));
+	assert_fails(store_try(k, NULL, 0, &s), -EBUSY, "in use");
+	kill(pid, SIGKILL);
+	assert_int_equal(child_wait(pid), 256 + SIGKILL);
+	s = store_attach(k, NULL); /* while the grandchild lives */
+	root_of(s);
+	store_sound(s);
+	assert_ok(pv_close(s));
+	tell(o.down[1]);
+	assert_true(wait_for(o.up[0]));
+	other_end(&o);
+}
+
 /* In a child: everything that a reader may do and may not, beside a writer. */
 static int read_it(void *ctx)
 {
@@ -1130,6 +1175,7 @@ int main(void)
 		with_keeper(second_writer_is_told_the_pid),
 		with_keeper(second_handle_in_the_same_process),
 		with_keeper(killed_writer_releases_the_lock),
+		with_keeper(child_of_a_killed_writer_holds_no_lock),
 		with_keeper(reader_beside_a_writer),
 		with_keeper(reader_leaves_the_image_alone),
 		with_keeper(forked_child_has_no_window),
