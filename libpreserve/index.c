@@ -544,13 +544,33 @@ static int read_tree(struct pvi_index *idx, const void *fdt, const struct index_
 	return err;
 }
 
+/* A copy of a slot, as long as it says it is (or whole, if that makes no sense): what is checked is what
+ * is used, whoever else has the memfd mapped. NULL with a message. */
+static struct index_slot_rec *read_slot(int fd, const struct index_rec *rec, off_t at)
+{
+	struct index_slot_rec head, *slot;
+	size_t n = rec->slot_bytes;
+
+	if (pread(fd, &head, sizeof(head), at) == (ssize_t) sizeof(head) &&
+	    head.bytes <= n - sizeof(head))
+		n = sizeof(head) + head.bytes;
+	slot = malloc(n);
+	if (slot && pread(fd, slot, n, at) == (ssize_t) n) {
+		if (slot->bytes > n - sizeof(head)) /* changed meanwhile: out of bounds */
+			slot->bytes = UINT64_MAX;
+		return slot;
+	}
+	pvi_fail(-EBADMSG, "index: cannot read its slot: %s", strerror(errno));
+	free(slot);
+	return NULL;
+}
+
 int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec)
 {
 	uint64_t generation = pvi_index_generation(rec);
 	off_t at = (off_t) (PV_INDEX_HEADER_BYTES + (generation & 1) * rec->slot_bytes);
 	struct index_slot_rec *slot;
 	const char *why;
-	ssize_t got;
 	int err;
 
 	if (rec->commit != commit_word(rec->uuid, generation))
@@ -562,16 +582,9 @@ int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec)
 	if (err)
 		return err;
 	idx->bytes = rec->bytes;
-	/* A copy: what is checked is what is used, whoever else has the memfd mapped. */
-	slot = malloc(rec->slot_bytes);
+	slot = read_slot(fd, rec, at);
 	if (!slot) {
-		pvi_index_free(idx);
-		return pvi_fail(-ENOMEM, "index: no memory");
-	}
-	got = pread(fd, slot, rec->slot_bytes, at);
-	if (got != (ssize_t) rec->slot_bytes) {
-		err = pvi_fail(-EBADMSG, "index: cannot read its slot: %s",
-			       got < 0 ? strerror(errno) : "truncated");
+		err = -EBADMSG;
 	} else {
 		why = slot_fault(slot, rec->slot_bytes, generation);
 		if (why)

@@ -160,6 +160,8 @@ bool pvi_page_run_sound(const struct pv_store *s, const struct pvi_segment *seg,
 			uint64_t rec);
 /** Build a segment's bitmap and descriptors from its page map. */
 int pvi_page_load(struct pv_store *s, struct pvi_segment *seg);
+/** Free what pvi_page_load() made. */
+void pvi_page_unload(struct pvi_segment *seg);
 /** Find, mark taken and commit n contiguous pages, growing the store if need be. */
 int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **seg, uint32_t *page);
 /** Mark pages free again (volatile; the page map is the caller's). */
@@ -179,8 +181,6 @@ void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazin
 		    uint32_t count);
 /** Validate and tidy the slab whose head is at `page`, if that has not been done. */
 int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
-/** Put the head page of a run that pvi_page_load() found sound on its bin's cold list. */
-void pvi_slab_found(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
 /** Is the slab_rec of this head page what the page map says? Any lock. */
 bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
 		    uint64_t rec);

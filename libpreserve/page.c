@@ -84,17 +84,26 @@ static void set_taken(struct pvi_segment *seg, uint32_t page, uint32_t n, bool o
 	}
 }
 
+void pvi_page_unload(struct pvi_segment *seg)
+{
+	free(seg->taken);
+	free(seg->cold);
+	free(seg->slabs);
+	seg->taken = NULL;
+	seg->cold = NULL;
+	seg->slabs = NULL;
+	seg->loaded = false;
+}
+
 int pvi_page_load(struct pv_store *s, struct pvi_segment *seg)
 {
 	if (seg->loaded)
 		return 0;
 	seg->taken = calloc((seg->npages + 63) / 64, 8);
+	seg->cold = calloc((seg->npages + 63) / 64, 8);
 	seg->slabs = calloc(seg->npages, sizeof(*seg->slabs));
-	if (!seg->taken || !seg->slabs) {
-		free(seg->taken);
-		free(seg->slabs);
-		seg->taken = NULL;
-		seg->slabs = NULL;
+	if (!seg->taken || !seg->cold || !seg->slabs) {
+		pvi_page_unload(seg);
 		return pvi_fail(-ENOMEM, "segment %u: no memory for its descriptors", seg->number);
 	}
 	seg->loaded = true;
@@ -110,7 +119,7 @@ int pvi_page_load(struct pv_store *s, struct pvi_segment *seg)
 		if (pvi_page_run_sound(s, seg, i, rec)) {
 			n = pvi_page_span(s, rec);
 			if (pvi_page_kind(rec) == PV_PAGE_SLAB)
-				pvi_slab_found(s, seg, i, rec);
+				seg->cold[i / 64] |= 1ull << (i % 64);
 			else
 				seg->slabs[i].state = PVI_EXTENT_LIVE;
 		}

@@ -127,8 +127,7 @@ void pvi_segment_abandon(struct pv_store *s, uint32_t number)
 
 	if (seg->loaded)
 		s->used_pages -= seg->npages - seg->free_pages;
-	free(seg->taken);
-	free(seg->slabs);
+	pvi_page_unload(seg);
 	pvi_arena_unmap(seg->addr, seg->bytes);
 	close(seg->fd);
 	memset(seg, 0, sizeof(*seg));

@@ -18,8 +18,10 @@
 
 #include "internal.h"
 
-/* Cold slabs that a refill looks at before it takes fresh pages: bounds its time after an attach. */
-#define COLD_TRIES 8u
+/* What a refill does to find a cold slab with a free slot before it takes fresh pages: bounds its time
+ * after an attach. */
+#define COLD_WARMS 8u	 /* slabs that it warms */
+#define COLD_LOOKS 4096u /* pages that it passes over */
 
 /* ---- bins ---- */
 
@@ -55,21 +57,6 @@ struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class)
 static uint32_t page_of(const struct pvi_segment *seg, const struct pvi_slab *d)
 {
 	return (uint32_t) (d - seg->slabs);
-}
-
-void pvi_slab_found(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec)
-{
-	struct pvi_slab *d = &seg->slabs[page];
-	struct pvi_bin *bin;
-
-	if (pvi_rec_type(rec) > s->index.ntypes)
-		return;
-	bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
-	if (!bin) /* no memory: the slab's free slots are not found in this run */
-		return;
-	d->segment = (uint16_t) seg->number;
-	d->state = PVI_SLAB_COLD;
-	list_push(&bin->cold, d);
 }
 
 /* ---- one slab ---- */
@@ -252,6 +239,11 @@ static int slab_tidy(const struct pvi_class *c, uint8_t *bytes, uint32_t meta_of
 	return nfree;
 }
 
+static bool is_cold(const struct pvi_segment *seg, uint32_t page)
+{
+	return seg->cold[page / 64] >> (page % 64) & 1;
+}
+
 int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 {
 	const struct pvi_class *c;
@@ -267,25 +259,27 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	d = &seg->slabs[page];
 	if (d->state == PVI_SLAB_PARTIAL || d->state == PVI_SLAB_FULL)
 		return 0; /* another thread was faster */
-	if (d->state != PVI_SLAB_COLD)
+	if (!is_cold(seg, page) || pvi_rec_type(rec) > s->index.ntypes)
 		return pvi_fail(-EBADMSG, "segment %u: page %u: no sound slab (see pv_check)",
 				seg->number, page);
 	bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
+	if (!bin)
+		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", pvi_rec_type(rec));
 	c = &s->classes[pvi_rec_class(rec)];
 	nfree = pvi_slab_sound(s, seg, page, rec)
 			? slab_tidy(c, pvi_slab_bytes(s, seg, page, rec), pvi_rec_meta(rec))
 			: -1;
-	list_remove(&bin->cold, d);
-	if (nfree < 0) {
-		d->state = PVI_SLAB_NONE; /* never looked at again */
+	seg->cold[page / 64] &= ~(1ull << (page % 64)); /* looked at once, damaged or not */
+	if (nfree < 0)
 		return pvi_fail(-EBADMSG,
 				"segment %u: slab at page %u is damaged; its objects cannot be freed "
 				"(see pv_check)",
 				seg->number, page);
-	}
-	d->nfree = (uint32_t) nfree;
-	d->cursor = 0;
-	d->state = nfree ? PVI_SLAB_PARTIAL : PVI_SLAB_FULL;
+	*d = (struct pvi_slab){
+		.nfree = (uint32_t) nfree,
+		.segment = (uint16_t) seg->number,
+		.state = nfree ? PVI_SLAB_PARTIAL : PVI_SLAB_FULL,
+	};
 	if (nfree)
 		list_push(&bin->partial, d);
 	describe_pages(s, seg, page, rec);
@@ -319,29 +313,45 @@ static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_s
 	return got;
 }
 
-/* Load the newest segment whose slabs are not known yet. False: all are. */
-static bool load_one(struct pv_store *s)
+/* Head page of the first cold slab of this type and class at or after `page`, passing over at most
+ * *looks pages; npages: there is none. */
+static uint32_t find_cold(const struct pvi_segment *seg, uint32_t page, uint32_t type, uint32_t class,
+			  uint32_t *looks)
 {
-	for (uint32_t i = s->nsegments; i-- > 0;)
-		if (!s->segments[i].loaded)
-			return pvi_page_load(s, &s->segments[i]) == 0;
-	return false;
+	for (; page < seg->npages && *looks; page++, --*looks) {
+		uint64_t rec;
+
+		if (page % 64 == 0 && !seg->cold[page / 64]) {
+			page += 63;
+			continue;
+		}
+		if (!is_cold(seg, page))
+			continue;
+		rec = pvi_rec_load(seg->map, page);
+		if (pvi_rec_type(rec) == type && pvi_rec_class(rec) == class)
+			break;
+	}
+	return page < seg->npages ? page : seg->npages;
 }
 
 /* Warm cold slabs of a bin until one has a free slot. */
-static bool find_partial(struct pv_store *s, struct pvi_bin *bin, uint32_t tries)
+static bool find_partial(struct pv_store *s, struct pvi_bin *bin, uint32_t type, uint32_t class,
+			 uint32_t warms, uint32_t looks)
 {
-	while (!bin->partial && tries--) {
-		struct pvi_slab *d = bin->cold;
+	while (!bin->partial && warms && looks && bin->cold_segment < s->nsegments) {
+		struct pvi_segment *seg = &s->segments[bin->cold_segment];
 
-		if (!d) {
-			if (!load_one(s))
-				return false;
-			continue;
+		if (pvi_page_load(s, seg))
+			return false;
+		bin->cold_page = find_cold(seg, bin->cold_page, type, class, &looks);
+		if (bin->cold_page == seg->npages) {
+			bin->cold_segment++;
+			bin->cold_page = 0;
+		} else if (looks) {
+			/* A damaged slab is cold no more, with its message; go on with the next. */
+			pvi_slab_warm(s, seg, bin->cold_page);
+			warms--;
 		}
-		/* A damaged slab leaves the list with its message; go on with the next. */
-		pvi_slab_warm(s, &s->segments[d->segment],
-			      page_of(&s->segments[d->segment], d));
 	}
 	return bin->partial != NULL;
 }
@@ -357,12 +367,12 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 	if (!bin)
 		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", type);
 	while (m->n - before < want) {
-		if (!find_partial(s, bin, COLD_TRIES)) {
+		if (!find_partial(s, bin, type, class, COLD_WARMS, COLD_LOOKS)) {
 			if (m->n > before)
 				break;
 			err = slab_create(s, t, type, class);
 			/* Full: before saying so, look at everything that is still cold. */
-			if (err && !find_partial(s, bin, UINT32_MAX))
+			if (err && !find_partial(s, bin, type, class, UINT32_MAX, UINT32_MAX))
 				return err;
 		}
 		take_slots(s, bin, bin->partial, c, m, want - (m->n - before));

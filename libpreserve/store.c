@@ -146,8 +146,7 @@ static void teardown(struct pv_store *s)
 		pvi_thread_store_close(s);
 	for (uint32_t i = 0; i < s->nsegments; i++) {
 		close(s->segments[i].fd);
-		free(s->segments[i].taken);
-		free(s->segments[i].slabs);
+		pvi_page_unload(&s->segments[i]);
 	}
 	if (s->window_reserved)
 		pvi_arena_release(s->base, s->window_bytes);

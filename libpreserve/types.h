@@ -75,8 +75,7 @@ struct pvi_class {
 };
 
 enum pvi_slab_state {
-	PVI_SLAB_NONE = 0, /* not the head of a slab or extent, or of a damaged one */
-	PVI_SLAB_COLD,	   /* on its bin's cold list */
+	PVI_SLAB_NONE = 0, /* not the head of a slab or extent, of a damaged one, or of a cold slab */
 	PVI_SLAB_PARTIAL,  /* has FREE slots, on its bin's partial list */
 	PVI_SLAB_FULL,	   /* no FREE slot, on no list */
 	PVI_EXTENT_HELD,   /* extent reserved; the page map says whether it is live meanwhile */
@@ -110,13 +109,16 @@ struct pvi_segment {
 	uint32_t free_pages;
 	uint32_t cursor;       /* where the search for free pages goes on */
 	uint64_t *taken;       /* bitmap: page in use or held */
+	uint64_t *cold;	       /* bitmap: head of a slab that has not been warmed */
 	struct pvi_slab *slabs; /* npages descriptors */
 };
 
-/** Slabs of one type and class that may have free slots. Lists are under heap_lock. */
+/** Slabs of one type and class that may have free slots. Under heap_lock. */
 struct pvi_bin {
 	struct pvi_slab *partial;
-	struct pvi_slab *cold;
+	/* None of its slabs before this place is cold. */
+	uint32_t cold_segment;
+	uint32_t cold_page;
 };
 
 /** A slot that a thread holds: the object's address and that of its slot byte. */
