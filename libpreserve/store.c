@@ -384,6 +384,19 @@ static bool unborn(struct pvi_fd *fds, unsigned int n)
 	return n == 1 && fds[0].token == 1;
 }
 
+/* Why nothing was found is worth knowing: the backend has just said it. */
+static int no_store(const struct pv_store *s, const char *name)
+{
+	char why[256], luo[256] = "";
+
+	snprintf(why, sizeof(why), "%s", pv_last_error());
+	if (s->options.handover == PV_HANDOVER_AUTO &&
+	    s->handover->ops->kind == PV_HANDOVER_HOLDER && pvi_luo_available() != 0)
+		snprintf(luo, sizeof(luo), "; LUO was not asked: %s", pv_last_error());
+	return pvi_fail(-ENOENT, "there is no store %s (%s backend): %s%s", name,
+			s->handover->ops->name, why, luo);
+}
+
 static int open_store(struct pv_store *s, const char *name)
 {
 	const struct pv_options *o = &s->options;
@@ -401,14 +414,13 @@ static int open_store(struct pv_store *s, const char *name)
 	err = s->handover->ops->fetch(s->handover, &fds, &n, &s->from_kexec);
 	s->fetch_ns += now_ns() - start;
 	if (!err && unborn(fds, n))
-		err = -ENOENT;
+		err = pvi_fail(-ENOENT, "its creation was interrupted");
 	else if (!err && !find_fd(fds, n, 0))
 		err = pvi_fail(-ENXIO, "store %s: the index is missing, %u segments are kept", name, n);
 	if (err == -ENOENT)
 		err = o->flags & PV_CREATE
 			      ? create(s, name, o)
-			      : pvi_fail(-ENOENT, "there is no store %s (%s backend)", name,
-					 s->handover->ops->name);
+			      : no_store(s, name);
 	else if (!err && (o->flags & PV_EXCL))
 		err = pvi_fail(-EEXIST, "store %s exists", name);
 	else if (!err)

@@ -139,7 +139,8 @@ static void no_store_and_no_create(void **state)
 {
 	struct pv_store *s = (void *)state;
 
-	assert_fails(store_try(*state, NULL, 0, &s), -ENOENT, "there is no store test");
+	assert_fails(store_try(*state, NULL, 0, &s), -ENOENT,
+		     "there is no store test (none backend): nothing is kept");
 	assert_ptr_equal(s, state); /* untouched */
 	assert_fails(store_try(*state, NULL, PV_RDONLY, &s), -ENOENT, "there is no store test");
 	assert_fails(pv_open("test", NULL, &s), -ENOENT, "");

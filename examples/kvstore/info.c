@@ -17,6 +17,7 @@ static void section_server(FILE *f)
 	fprintf(f, "arch_bits:%zu\r\n", 8 * sizeof(void *));
 	fprintf(f, "multiplexing_api:libuv-%s\r\n", uv_version_string());
 	fprintf(f, "process_id:%d\r\n", (int)getpid());
+	fprintf(f, "run_id:%s\r\n", server.run_id);
 	fprintf(f, "tcp_port:%u\r\n", server.opt.port);
 	fprintf(f, "uptime_in_seconds:%lld\r\n", (long long)up / 1000000);
 	fprintf(f, "uptime_in_days:%lld\r\n", (long long)up / 1000000 / 86400);
@@ -89,10 +90,12 @@ static void section_preserve(FILE *f)
 		fprintf(f, "%02x", i.uuid[k]);
 	fprintf(f, "\r\npreserve_origin:%s\r\n", i.origin < 3 ? origins[i.origin] : "unknown");
 	fprintf(f, "preserve_attach_usec:%.1f\r\n", (double)i.attach_ns / 1000);
+	fprintf(f, "preserve_fetch_usec:%.1f\r\n", (double)i.fetch_ns / 1000);
 	fprintf(f, "preserve_epoch:%llu\r\n", (unsigned long long)i.epoch);
 	fprintf(f, "preserve_generation:%llu\r\n", (unsigned long long)i.generation);
 	fprintf(f, "preserve_segments:%u\r\n", i.segments);
 	fprintf(f, "preserve_bytes:%llu\r\n", (unsigned long long)i.bytes);
+	fprintf(f, "preserve_used_bytes:%llu\r\n", (unsigned long long)i.used_bytes);
 	fprintf(f, "preserve_handover:%s\r\n", handover_name(i.handover));
 	fprintf(f, "preserve_state:%s\r\n", i.state == PV_STATE_PREPARED ? "prepared" : "serving");
 	fprintf(f, "preserve_from_kexec:%d\r\n", i.from_kexec);

@@ -117,6 +117,7 @@ struct server {
 	/* Statistics. */
 	int64_t start_us; /* CLOCK_MONOTONIC, when the program was executed */
 	int64_t ready_us; /* from then until it served */
+	char run_id[41];  /* random: tells this process from all others */
 	uint64_t ncommands;
 	uint64_t nconnections;
 	uint64_t nrejected;

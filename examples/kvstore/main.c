@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "kvstore.h"
@@ -29,6 +30,19 @@ static int64_t executed_at(void)
 
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
 	return clock_monotonic_us() - t.tv_sec * 1000000ll - t.tv_nsec / 1000;
+}
+
+static int draw_run_id(void)
+{
+	unsigned char bits[20];
+
+	if (getrandom(bits, sizeof(bits), 0) != (ssize_t)sizeof(bits)) {
+		log_error("no random numbers: %s", strerror(errno));
+		return 1;
+	}
+	for (size_t i = 0; i < sizeof(bits); i++)
+		snprintf(server.run_id + 2 * i, 3, "%02x", bits[i]);
+	return 0;
 }
 
 /* ---- the store ---- */
@@ -62,13 +76,17 @@ static int failed(const char *what, int err)
 	return 1;
 }
 
+/* Creating is a step of its own, because an operator who expected data wants to know why. */
 static int open_store(void)
 {
 	struct pv_options o = store_options();
-	int err;
+	int err = pv_open(server.opt.store, &o, &server.store);
 
-	o.flags = PV_CREATE;
-	err = pv_open(server.opt.store, &o, &server.store);
+	if (err == -ENOENT) {
+		log_info("%s; creating it", pv_last_error());
+		o.flags = PV_CREATE;
+		err = pv_open(server.opt.store, &o, &server.store);
+	}
 	if (err)
 		return failed("open", err);
 	err = db_open(&server.db, server.store);
@@ -189,7 +207,7 @@ int main(int argc, char **argv)
 	if (server.opt.destroy)
 		return destroy_store();
 	commands_init();
-	if (net_bind())
+	if (draw_run_id() || net_bind())
 		return 1;
 	if (open_store()) {
 		net_close();
