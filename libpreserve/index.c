@@ -275,26 +275,42 @@ static int build(const struct pvi_index *idx, uint64_t generation, void *buf, ui
 	return err;
 }
 
+/* Build the tree in a buffer that is large enough, but not much larger: libfdt clears all of it. */
+static int build_grown(const struct pvi_index *idx, uint64_t generation, uint32_t room, void **out)
+{
+	uint32_t bytes = 4096 + 256 * (idx->nsegments + idx->ntypes + idx->nroots);
+	int err;
+
+	for (;; bytes *= 2) {
+		if (bytes > room)
+			bytes = room;
+		*out = malloc(bytes);
+		if (!*out)
+			return pvi_fail(-ENOMEM, "index: no memory");
+		err = build(idx, generation, *out, bytes);
+		if (!err)
+			return 0;
+		free(*out);
+		if (err != -FDT_ERR_NOSPACE)
+			return pvi_fail(-EINVAL, "index: libfdt: %s", fdt_strerror(err));
+		if (bytes == room)
+			return pvi_fail(-ENOSPC,
+					"index: full (%u bytes; %u segments, %u types, %u roots)", room,
+					idx->nsegments, idx->ntypes, idx->nroots);
+	}
+}
+
 int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 {
 	uint64_t next = pvi_index_generation(idx->rec) + 1;
 	struct index_slot_rec *slot = slot_of(idx->rec, next);
 	uint32_t room = idx->rec->slot_bytes - (uint32_t) sizeof(*slot) - slack;
-	void *buf = malloc(room);
 	uint64_t bytes;
-	int err;
+	void *buf;
+	int err = build_grown(idx, next, room, &buf);
 
-	if (!buf)
-		return pvi_fail(-ENOMEM, "index: no memory");
-	err = build(idx, next, buf, room);
-	if (err) {
-		free(buf);
-		if (err == -FDT_ERR_NOSPACE)
-			return pvi_fail(-ENOSPC,
-					"index: full (%u bytes; %u segments, %u types, %u roots)", room,
-					idx->nsegments, idx->ntypes, idx->nroots);
-		return pvi_fail(-EINVAL, "index: libfdt: %s", fdt_strerror(err));
-	}
+	if (err)
+		return err;
 	bytes = fdt_totalsize(buf);
 	/* This slot is not in force: nobody reads what is written here before the commit. */
 	memcpy(slot + 1, buf, bytes);

@@ -292,20 +292,24 @@ static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_s
 			   const struct pvi_class *c, struct pvi_magazine *m, uint32_t want)
 {
 	struct pvi_segment *seg = &s->segments[d->segment];
-	uint32_t page = page_of(seg, d), got = 0;
+	uint32_t page = page_of(seg, d), got = 0, i = d->cursor;
 	uint8_t *slab = seg->addr + ((uint64_t) page << s->page_shift);
 	uint8_t *bytes = pvi_slab_bytes(s, seg, page, pvi_rec_load(seg->map, page));
 
-	while (got < want && d->nfree) {
-		uint8_t *b = memchr(bytes + d->cursor, PV_SLOT_FREE, c->nslots - d->cursor);
-		uint32_t i = (uint32_t) (b - bytes);
-
-		__atomic_store_n(b, PV_SLOT_HELD, __ATOMIC_RELAXED);
-		m->slots[m->n++] = (struct pvi_held){slab + (size_t) i * c->slot_bytes, b};
-		d->cursor = i + 1;
-		d->nfree--;
-		got++;
+	if (want > d->nfree)
+		want = d->nfree;
+	while (got < want) {
+		if (bytes[i] != PV_SLOT_FREE) /* free slots come in runs, mostly */
+			i += (uint32_t) ((uint8_t *) memchr(bytes + i, PV_SLOT_FREE, c->nslots - i) -
+					 (bytes + i));
+		__atomic_store_n(&bytes[i], PV_SLOT_HELD, __ATOMIC_RELAXED);
+		m->slots[m->n + got++] =
+			(struct pvi_held){slab + (size_t) i * c->slot_bytes, &bytes[i]};
+		i++;
 	}
+	m->n += got;
+	d->cursor = i;
+	d->nfree -= got;
 	if (!d->nfree) {
 		list_remove(&bin->partial, d);
 		d->state = PVI_SLAB_FULL;
