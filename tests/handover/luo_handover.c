@@ -168,6 +168,93 @@ static void deaths_before_kexec(void)
 	h->ops->close(h);
 }
 
+/** The holder dies at each step, this process goes on: nothing fails, nothing is lost. */
+static void holder_deaths_before_kexec(void)
+{
+	struct pvi_handover *h = play_make("holders"), *next;
+	unsigned int step, reached;
+
+	for (step = 1, reached = 1; reached >= step; step++) {
+		CHECK(step < STEPS_MAX);
+		play_kill_holder_at("holders", step);
+		CHECK(play_prepare(h) == 0 && h->state == PV_STATE_PREPARED);
+		reached = steps_count();
+		steps_arm(0, STEP_DIE);
+		play_keep(h, "holders", 3); /* at the latest now it is seen */
+		next = play_expect("holders", 0xf, 0, false, PV_STATE_PREPARED);
+		CHECK(!play_thawed(next, 0) && !play_thawed(next, 3));
+		next->ops->close(next);
+		play_kill_holder_at("holders", step);
+		CHECK(h->ops->cancel(h) == 0 && play_thawed(h, 0));
+		steps_arm(0, STEP_DIE);
+		CHECK(h->ops->drop(h, 3) == 0);
+		next = play_expect("holders", ALL, 0, false, PV_STATE_SERVING);
+		CHECK(play_thawed(next, 0) && play_thawed(next, 2));
+		next->ops->close(next);
+	}
+	printf("luo-handover: holder killed at %u steps of prepare, and of cancel\n", reached);
+	CHECK(reached > 20);
+	CHECK(h->ops->forget(h) == 0);
+	h->ops->close(h);
+}
+
+static int do_join(const char *store)
+{
+	struct pvi_handover *h = play_expect(store, ALL, 0, false, PV_STATE_PREPARED);
+
+	play_keep(h, store, 3);
+	return 0;
+}
+
+static int do_leave(const char *store)
+{
+	struct pvi_handover *h = play_expect(store, ALL | 8, 0, false, PV_STATE_PREPARED);
+
+	return h->ops->drop(h, 3);
+}
+
+/** Growth while prepared, killed at every step; then the same with the holder killed. */
+static void deaths_in_join_and_leave(void)
+{
+	struct pvi_handover *h = play_make("join");
+	unsigned int step, left, reached;
+
+	CHECK(play_prepare(h) == 0);
+	h->ops->close(h);
+	for (step = 1; !play_lives(do_join, "join", step); step++) {
+		CHECK(step < STEPS_MAX);
+		/* What may be there of it is dropped by the next process, as the store does. */
+		h = play_open("join");
+		play_fetch_any(h, "join", ALL, 8);
+		CHECK(h->state == PV_STATE_PREPARED && h->ops->drop(h, 3) == 0);
+		h->ops->close(h);
+	}
+	for (left = 1; !play_lives(do_leave, "join", left); left++) {
+		CHECK(left < STEPS_MAX);
+		h = play_open("join");
+		play_fetch_any(h, "join", ALL, 8);
+		play_keep(h, "join", 3);
+		h->ops->close(h);
+	}
+	printf("luo-handover: join killed at %u steps, leave at %u\n", step - 1, left - 1);
+	CHECK(step > 8 && left > 4);
+	h = play_expect("join", ALL, 0, false, PV_STATE_PREPARED);
+	for (step = 1, reached = 1; reached >= step; step++) {
+		play_kill_holder_at("join", step);
+		play_keep(h, "join", 3);
+		reached = steps_count();
+		play_kill_holder_at("join", step);
+		CHECK(h->ops->drop(h, 3) == 0);
+	}
+	printf("luo-handover: holder killed at %u steps of join, and of leave\n", reached);
+	steps_arm(0, STEP_DIE);
+	play_keep(h, "join", 3);
+	h->ops->close(h);
+	/* To be looked at in the next boot. */
+	h = play_expect("join", ALL | 8, 0, false, PV_STATE_PREPARED);
+	h->ops->close(h);
+}
+
 /** Death while prepared: the next process sees it, segments join and leave; so with `holder`. */
 static void death_while_prepared(void)
 {
@@ -241,6 +328,9 @@ static void leave_behind(void)
 
 	for (unsigned int i = 0; i < TAKE_OVERS; i++) {
 		snprintf(store, sizeof(store), "r%u", i);
+		h = make_prepared(store);
+		h->ops->close(h);
+		snprintf(store, sizeof(store), "h%u", i);
 		h = make_prepared(store);
 		h->ops->close(h);
 	}
@@ -375,6 +465,59 @@ static void deaths_after_kexec(void)
 	CHECK(fetched > 15 && fetched < TAKE_OVERS && finished > 8 && finished < fetched);
 }
 
+/** The files of killed joins are in the session as well, and not in its manifest. */
+static void joined_came(void)
+{
+	struct pvi_handover *h = play_expect("join", ALL | 8, 0, true, PV_STATE_SERVING);
+
+	CHECK(h->ops->finish(h) == 0);
+	h->ops->close(h);
+}
+
+/**
+ * The holder dies at each step, this process goes on. Lost is only what the holder has retrieved
+ * and nobody has a copy of yet: from after the first call, which has it retrieve, to before the
+ * second, which fetches.
+ */
+static void holder_deaths_after_kexec(void)
+{
+	unsigned int fetched = 0, finished = 0;
+
+	for (unsigned int step = 1; step <= TAKE_OVERS; step++) {
+		struct pvi_handover *h;
+		struct pvi_fd *fds;
+		unsigned int n;
+		bool from_kexec;
+		char store[16];
+
+		snprintf(store, sizeof(store), "h%u", step - 1);
+		h = play_open(store);
+		play_kill_holder_at(store, step);
+		if (step == 2 || step == 3) {
+			CHECK(h->ops->fetch(h, &fds, &n, &from_kexec) == -ENOENT);
+			h->ops->close(h);
+			play_expect_error(store, -ENOENT);
+			continue;
+		}
+		play_fetch(h, store, ALL, 0, true);
+		if (steps_count() >= step)
+			fetched = step;
+		play_kill_holder_at(store, step);
+		CHECK(h->ops->finish(h) == 0);
+		if (steps_count() >= step)
+			finished = step;
+		steps_arm(0, STEP_DIE);
+		CHECK(play_prepare(h) == 0);
+		h->ops->close(h);
+		h = play_expect(store, ALL, 0, false, PV_STATE_PREPARED);
+		CHECK(h->ops->cancel(h) == 0);
+		h->ops->close(h);
+	}
+	printf("luo-handover: holder killed at %u steps of take-over, at %u of finish\n", fetched,
+	       finished);
+	CHECK(fetched > 15 && fetched < TAKE_OVERS && finished > 4 && finished < TAKE_OVERS);
+}
+
 /* ---- boots 1 to 4 ---- */
 
 /** Takes the store over, checks it, writes the next generation and prepares again. */
@@ -423,6 +566,8 @@ int main(int argc, char **argv)
 		other_user();
 		errors_of_prepare();
 		deaths_before_kexec();
+		holder_deaths_before_kexec();
+		deaths_in_join_and_leave();
 		death_while_prepared();
 		leave_behind();
 		break;
@@ -430,6 +575,8 @@ int main(int argc, char **argv)
 		what_must_not_come();
 		race_take_over();
 		deaths_after_kexec();
+		holder_deaths_after_kexec();
+		joined_came();
 		once_more("plain", 1, true);
 		break;
 	case 2:

@@ -108,6 +108,23 @@ void play_fetch(struct pvi_handover *h, const char *store, uint64_t tokens, unsi
 	release(fds, n);
 }
 
+void play_fetch_any(struct pvi_handover *h, const char *store, uint64_t tokens, uint64_t more)
+{
+	struct pvi_fd *fds;
+	uint64_t got = 0;
+	unsigned int n;
+	bool from_kexec;
+
+	CHECK(h->ops->fetch(h, &fds, &n, &from_kexec) == 0 && !from_kexec);
+	for (unsigned int i = 0; i < n; i++) {
+		CHECK(fds[i].token < 64);
+		got |= 1ull << fds[i].token;
+		check_content(fds[i].fd, store, fds[i].token, 0);
+	}
+	CHECK((got & ~more) == tokens);
+	release(fds, n);
+}
+
 struct pvi_handover *play_expect(const char *store, uint64_t tokens, unsigned int generation,
 				 bool from_kexec, enum pv_handover_state state)
 {
@@ -164,6 +181,16 @@ pid_t play_holder(const char *store)
 	close(sock);
 	pvi_holder_place_free(&place);
 	return (pid_t)m.token;
+}
+
+void play_kill_holder_at(const char *store, unsigned int step)
+{
+	static char path[128];
+
+	/* Where the default of a superuser without a session is. */
+	snprintf(path, sizeof(path), "/run/libpreserve/%s.sock", store);
+	steps_socket = path;
+	steps_arm(step, STEP_KILL);
 }
 
 /* ---- in a child ---- */

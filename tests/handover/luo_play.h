@@ -38,7 +38,9 @@ struct pvi_handover *play_make(const char *store);
 /** Fetch by h, which must be right in everything: tokens is a bit mask. */
 void play_fetch(struct pvi_handover *h, const char *store, uint64_t tokens, unsigned int generation,
 		bool from_kexec);
-/** The same on a new handle, which must be in this state. */
+/** Fetch what a death has left: these tokens, and perhaps those of `more`. */
+void play_fetch_any(struct pvi_handover *h, const char *store, uint64_t tokens, uint64_t more);
+/** As play_fetch(), on a new handle, which must be in this state. */
 struct pvi_handover *play_expect(const char *store, uint64_t tokens, unsigned int generation,
 				 bool from_kexec, enum pv_handover_state state);
 /** A fetch that must fail so. Prints the message. */
@@ -51,6 +53,9 @@ int play_prepare(struct pvi_handover *h);
 bool play_thawed(struct pvi_handover *h, uint64_t token);
 /** The holder's process. */
 pid_t play_holder(const char *store);
+
+/** Arm STEP_KILL at this step, for the store's holder. */
+void play_kill_holder_at(const char *store, unsigned int step);
 
 /** Runs work(store) in a child that dies at this step (steps.h; 0: never). True: it lived to the
  *  end, and had success. */

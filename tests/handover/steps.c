@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "holder_client.h"
@@ -9,6 +12,7 @@
 
 static unsigned int count, wanted;
 static enum step_action act;
+const char *steps_socket;
 
 void steps_arm(unsigned int number, enum step_action action)
 {
@@ -22,10 +26,38 @@ unsigned int steps_count(void)
 	return count;
 }
 
+/** Who listens at the socket is killed, and the end of that awaited. No holder: nothing to do. */
+static void kill_holder(void)
+{
+	struct sockaddr_un sun = {.sun_family = AF_UNIX};
+
+	strncpy(sun.sun_path, steps_socket, sizeof(sun.sun_path) - 1);
+	for (;;) {
+		struct ucred peer = {0, 0, 0};
+		socklen_t bytes = sizeof(peer);
+		int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+		int rc = connect(sock, (struct sockaddr *)&sun, sizeof(sun));
+
+		if (rc == 0)
+			getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &bytes);
+		close(sock);
+		if (rc)
+			return;
+		/* Until the holder has called listen() itself, the peer is who started it. */
+		if (peer.pid > 0 && peer.pid != getpid())
+			kill(peer.pid, SIGKILL);
+		usleep(1000);
+	}
+}
+
 static void step(void)
 {
 	if (++count != wanted)
 		return;
+	if (act == STEP_KILL) {
+		kill_holder();
+		return;
+	}
 	if (act == STEP_DIE)
 		raise(SIGKILL);
 	for (;;)
