@@ -480,18 +480,43 @@ class Small(Case):
         self.server.data.update(data)
         out, errors = process.communicate(timeout=10)
         self.assertEqual(process.returncode, 0, errors)
-        self.assertGreater(int(out), 250000)
+        self.assertRegex(out, r"^usec \d{6,7}\nunix-time \d+\.\d{6}\n$")
 
     def test_wait_in_vain(self):
         self.oracle("wait", "--timeout", "0.3", status=3)
 
-    def test_exec_and_since(self):
-        since = os.path.join(self.dir.name, "since")
-        subprocess.run([ORACLE, "exec", "--since", since, "--", "sleep", "0.2"], check=True)
-        self.serve()
-        process = self.start("wait", "--since", since)
-        out, _ = process.communicate(timeout=10)
-        self.assertTrue(200000 < int(out) < 5000000, out)
+    def start_server(self, script, *args):
+        """`start` with a server of a few lines of Python: it answers PING, after a while."""
+        process = self.start("start", "--timeout", "5", *args, "--", "/usr/bin/python3", "-c",
+                             script, self.socket)
+        out, errors = process.communicate(timeout=20)
+        return process.returncode, dict(line.split() for line in out.splitlines()), errors
+
+    def test_start(self):
+        output = pathlib.Path(self.dir.name, "output")
+        script = (
+            "import os, socket, sys, time\n"
+            "print('hello', os.getpid() == os.getsid(0), flush=True)\n"
+            "time.sleep(0.3)\n"
+            "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
+            "while True:\n"
+            "    c, _ = s.accept(); c.recv(100); c.sendall(b'+PONG\\r\\n')\n"
+        )
+        status, result, errors = self.start_server(script, "--output", str(output))
+        self.assertEqual(status, 0, errors)
+        self.assertTrue(300000 < int(result["usec"]) < 5000000, result)
+        os.kill(int(result["pid"]), signal.SIGKILL)
+        self.assertEqual(output.read_text(), "hello True\n")
+
+    def test_start_of_a_server_that_ends(self):
+        status, _, errors = self.start_server("raise SystemExit(7)")
+        self.assertEqual(status, 3)
+        self.assertIn("ended with status 7", errors)
+
+    def test_start_of_a_server_that_never_answers(self):
+        status, _, errors = self.start_server("import time; time.sleep(1000)", "--timeout", "0.5")
+        self.assertEqual(status, 3)
+        self.assertIn("was killed", errors)
 
     def test_info_and_call(self):
         self.serve()
@@ -516,7 +541,8 @@ class Small(Case):
     def test_usage(self):
         for words in ([], ["nonsense"], ["load"], ["load", "--unix", "x"], ["write", "--port", "0"],
                       ["load", "--value-bytes", "50"], ["load", "--value-bytes", "70:60"],
-                      ["load", "--keys", "-1"], ["load", "--keys", "1x"], ["call"], ["exec"],
+                      ["load", "--keys", "-1"], ["load", "--keys", "1x"], ["call"], ["start"],
+                      ["start", "--unix", "x"],
                       ["write", "--keys", "2", "--connections", "3"], ["load", "--nonsense"]):
             result = subprocess.run([ORACLE] + words, stderr=subprocess.PIPE)
             self.assertEqual(result.returncode, 2, words)

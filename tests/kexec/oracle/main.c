@@ -27,12 +27,17 @@ static const char usage_text[] =
 	"                        or until SIGTERM\n"
 	"  verify                read every key of the log and judge it: what is lost, torn, "
 	"stale?\n"
-	"  wait                  until the server answers; prints the microseconds that took\n"
+	"  wait                  until the server answers; prints how long that took, and when it "
+	"was\n"
+	"  start -- COMMAND...   start a server in a session of its own, with --output as its "
+	"output;\n"
+	"                        wait until it answers; prints its process id and how long that "
+	"took\n"
 	"  info FIELD...         print fields of INFO\n"
 	"  call WORD...          send one command, print its reply\n"
-	"  exec -- COMMAND...    write the time to --since, then become COMMAND\n"
 	"\n"
-	"  --log FILE            the log (load, write, verify; wait: check a key of it)\n"
+	"  --log FILE            the log (load, write, verify; wait, start: the answer is a key of "
+	"it)\n"
 	"  --port N              TCP port of the server (--host ADDRESS, default 127.0.0.1)\n"
 	"  --unix PATH           or its unix socket\n"
 	"  --keys N              number of keys (default 1000)\n"
@@ -44,7 +49,8 @@ static const char usage_text[] =
 	"  --value-bytes N[:M]   length of values, or the range of it (default 64, at least 51)\n"
 	"  --connections N       (default 1) each with --pipeline N writes in flight (default 64)\n"
 	"  --timeout S           for a connection, and for a reply (default 30)\n"
-	"  --since FILE          `wait`: count from the time in FILE, as `exec` wrote it\n"
+	"  --output FILE         `start`: where the server writes to (default: the oracle's error "
+	"output)\n"
 	"  --seed N              of the random choice of keys\n"
 	"  --label TEXT          in front of the progress line; --quiet: none\n"
 	"\n"
@@ -66,7 +72,7 @@ _Noreturn void fail(const char *format, ...)
 	exit(EXIT_TROUBLE);
 }
 
-_Noreturn __attribute__((format(printf, 1, 2))) static void usage_error(const char *format, ...)
+_Noreturn void usage_error(const char *format, ...)
 {
 	va_list ap;
 
@@ -168,7 +174,7 @@ enum {
 	O_CONNECTIONS,
 	O_PIPELINE,
 	O_TIMEOUT,
-	O_SINCE,
+	O_OUTPUT,
 	O_SEED,
 	O_LABEL,
 	O_QUIET,
@@ -190,7 +196,7 @@ static const struct option long_options[] = {
 	{"connections", required_argument, NULL, O_CONNECTIONS},
 	{"pipeline", required_argument, NULL, O_PIPELINE},
 	{"timeout", required_argument, NULL, O_TIMEOUT},
-	{"since", required_argument, NULL, O_SINCE},
+	{"output", required_argument, NULL, O_OUTPUT},
 	{"seed", required_argument, NULL, O_SEED},
 	{"label", required_argument, NULL, O_LABEL},
 	{"quiet", no_argument, NULL, O_QUIET},
@@ -246,8 +252,8 @@ static void take_option(struct options *o, int option)
 	case O_TIMEOUT:
 		o->timeout_s = parse_seconds("--timeout", optarg);
 		break;
-	case O_SINCE:
-		o->since = optarg;
+	case O_OUTPUT:
+		o->output = optarg;
 		break;
 	case O_SEED:
 		o->seed = parse_number("--seed", optarg, 1, UINT64_MAX);
@@ -288,7 +294,7 @@ static void parse_options(struct options *o, int argc, char **argv)
 			    o->keys);
 }
 
-static void need_server(const struct options *o)
+void need_server(const struct options *o)
 {
 	if (!o->port && !o->unix_path)
 		usage_error("which server? --port or --unix");
@@ -301,78 +307,7 @@ static void need_log(const struct options *o)
 		usage_error("which log? --log");
 }
 
-/* ---- wait ---- */
-
-struct expected {
-	const struct history *history;
-	uint32_t key;
-};
-
-static bool is_expected(void *ctx, const struct reply *r)
-{
-	const struct expected *e = ctx;
-
-	if (!e->history)
-		return r->type == REPLY_STATUS;
-	return r->type == REPLY_BULK && r->text &&
-	       history_judge(e->history, e->key, r->text, r->bytes, NULL) == VERDICT_GOOD;
-}
-
-/* A key that must be there. */
-static void choose_key(const struct history *h, struct expected *e)
-{
-	for (uint64_t i = 0; i < h->nkeys; i++) {
-		const struct key_state *k = &h->keys[i];
-
-		if (k->known && k->last_del < k->known && h->ops[k->known].kind == OP_SET) {
-			*e = (struct expected){.history = h, .key = (uint32_t)i};
-			return;
-		}
-	}
-	fail("%s has no key that must be there", h->path);
-}
-
-static uint64_t read_since(const char *path)
-{
-	FILE *f = fopen(path, "re");
-	unsigned long long ns;
-
-	if (!f || fscanf(f, "%llu", &ns) != 1)
-		fail("no time in %s", path);
-	fclose(f);
-	return ns;
-}
-
-static int run_wait(const struct options *o)
-{
-	struct history history;
-	struct expected e = {0};
-	char key[KEY_BYTES + 1] = "", why[160] = "";
-	const char *ping[] = {"PING"}, *get[] = {"GET", key};
-	struct link l = {.fd = -1};
-	uint64_t start = now_ns();
-	bool good;
-
-	need_server(o);
-	if (o->log) {
-		history_open(&history, o->log, false);
-		choose_key(&history, &e);
-		key_make(key, e.key);
-	}
-	good = link_await(&l, o, now_ns() + (uint64_t)(o->timeout_s * 1e9), o->log ? 2 : 1,
-			  o->log ? get : ping, is_expected, &e, why, sizeof(why));
-	if (good)
-		printf("%" PRIu64 "\n",
-		       (now_ns() - (o->since ? read_since(o->since) : start)) / 1000);
-	link_free(&l);
-	if (o->log)
-		history_close(&history);
-	if (!good)
-		fail("no server: %s", why);
-	return EXIT_GOOD;
-}
-
-/* ---- info, call, exec ---- */
+/* ---- info, call ---- */
 
 static void connect_once(struct link *l, const struct options *o)
 {
@@ -434,21 +369,6 @@ static int run_call(const struct options *o, int words, char **text)
 	return good ? EXIT_GOOD : EXIT_FAULTS;
 }
 
-static int run_exec(const struct options *o, char **argv)
-{
-	FILE *f;
-
-	if (!argv[0])
-		usage_error("exec: which command?");
-	if (o->since) {
-		f = fopen(o->since, "we");
-		if (!f || fprintf(f, "%" PRIu64 "\n", now_ns()) < 0 || fclose(f))
-			fail("cannot write %s: %s", o->since, strerror(errno));
-	}
-	execvp(argv[0], argv);
-	fail("cannot execute %s: %s", argv[0], strerror(errno));
-}
-
 int main(int argc, char **argv)
 {
 	const bool named = argc > 1 && argv[1][0] != '-';
@@ -457,11 +377,10 @@ int main(int argc, char **argv)
 
 	parse_options(&o, argc - named, argv + named);
 	argv += named + optind;
-	if (strcmp(command, "exec") == 0)
-		return run_exec(&o, argv);
 	signal(SIGPIPE, SIG_IGN);
 	sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
 	sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
+	sigaction(SIGCHLD, &(struct sigaction){.sa_handler = on_signal}, NULL);
 	if (strcmp(command, "info") == 0)
 		return run_info(&o, argv);
 	if (strcmp(command, "call") == 0) {
@@ -471,6 +390,8 @@ int main(int argc, char **argv)
 			words++;
 		return run_call(&o, words, argv);
 	}
+	if (strcmp(command, "start") == 0)
+		return run_start(&o, argv);
 	if (*argv)
 		usage_error("what is %s?", *argv);
 	if (strcmp(command, "wait") == 0)

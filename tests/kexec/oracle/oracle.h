@@ -14,6 +14,7 @@
  *	write.c		load and write
  *	verify.c	verify
  *	progress.c	the progress line
+ *	wait.c		start and wait: how long until the first reply?
  *	main.c		options, and the small commands
  *
  * One thread, so nothing here takes a lock. Whatever makes going on useless ends the program with a
@@ -54,8 +55,8 @@ struct options {
 	uint64_t seed;
 	bool until_end;
 	bool reconnect;
-	const char *since; /* file with a time stamp */
-	const char *label; /* of the progress line */
+	const char *output; /* of a server that is started */
+	const char *label;  /* of the progress line */
 	bool quiet;
 };
 
@@ -66,7 +67,10 @@ uint64_t now_ns(void);
 void sleep_ns(uint64_t ns);
 /** malloc() and realloc() that do not fail. */
 void *need(void *old, size_t bytes);
-/** SIGTERM or SIGINT arrived: end in an orderly way. */
+/** Usage error, unless the options name one. */
+void need_server(const struct options *o);
+_Noreturn __attribute__((format(printf, 1, 2))) void usage_error(const char *format, ...);
+/** SIGTERM or SIGINT arrived: end in an orderly way. Or a server that was started ended. */
 bool interrupted(void);
 
 /* ---- value.c ---- */
@@ -208,11 +212,12 @@ bool link_await(struct link *l, const struct options *o, uint64_t deadline_ns, u
 /** The value of a field of INFO, or false. */
 bool link_info(struct link *l, const struct options *o, const char *field, char *out, size_t bytes);
 
-/* ---- write.c, verify.c ---- */
+/* ---- write.c, verify.c, wait.c: the program's exit status ---- */
 
-/** Both return the exit status of the program. */
 int run_write(const struct options *o, bool load);
 int run_verify(const struct options *o);
+int run_wait(const struct options *o);
+int run_start(const struct options *o, char **command);
 
 /* ---- progress.c ---- */
 
