@@ -97,8 +97,10 @@ bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 void pvi_lane_apply(struct pv_store *s, const struct action_rec *a);
 /** Do the lane's first n actions as one, and leave the lane idle. */
 void pvi_lane_run(struct pv_store *s, struct lane_rec *lane, unsigned int n);
-/** After a crash: check every lane, then redo what is valid. *redone counts. Attach only. */
-int pvi_lane_recover(struct pv_store *s, uint64_t *redone);
+/** After a crash: is every intent one that can be redone? Attach only, as the next. */
+int pvi_lane_check(const struct pv_store *s);
+/** Redo the valid intents; how many. */
+uint64_t pvi_lane_recover(struct pv_store *s);
 /** Write the page map of a segment from a page on as `rec` says: SLAB, EXTENT or FREE. */
 void pvi_lane_apply_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
 
@@ -217,8 +219,10 @@ bool pvi_heap_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes);
 
 /* ---- tx.c ---- */
 
-/** After a crash: check every lane's transaction, then undo or finish them. Attach only. */
-int pvi_tx_recover(struct pv_store *s, uint64_t *recovered);
+/** After a crash: is every lane's log sound? Attach only, as the next. */
+int pvi_tx_check(const struct pv_store *s);
+/** Undo or finish the transactions; how many. */
+uint64_t pvi_tx_recover(struct pv_store *s);
 /** The thread ends: abort what it left open. */
 void pvi_tx_leave(struct pv_store *s, struct pvi_thread *t);
 

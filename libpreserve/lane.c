@@ -145,9 +145,8 @@ bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 	return false;
 }
 
-int pvi_lane_recover(struct pv_store *s, uint64_t *redone)
+int pvi_lane_check(const struct pv_store *s)
 {
-	/* All lanes are checked before the first is touched: a damaged image is left as it is. */
 	for (uint32_t i = 0; i < s->nlanes; i++) {
 		const struct lane_rec *lane = &s->lanes[i];
 
@@ -163,7 +162,13 @@ int pvi_lane_recover(struct pv_store *s, uint64_t *redone)
 						i, k, op_of(&lane->actions[k]),
 						off_of(&lane->actions[k]));
 	}
-	*redone = 0;
+	return 0;
+}
+
+uint64_t pvi_lane_recover(struct pv_store *s)
+{
+	uint64_t redone = 0;
+
 	for (uint32_t i = 0; i < s->nlanes; i++) {
 		struct lane_rec *lane = &s->lanes[i];
 
@@ -173,7 +178,7 @@ int pvi_lane_recover(struct pv_store *s, uint64_t *redone)
 		for (uint64_t k = 0; k < lane->count; k++)
 			pvi_lane_apply(s, &lane->actions[k]);
 		pvi_lane_end(lane);
-		(*redone)++;
+		redone++;
 	}
-	return 0;
+	return redone;
 }

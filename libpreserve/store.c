@@ -327,14 +327,14 @@ static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 static int recover(struct pv_store *s)
 {
 	uint64_t generation = pvi_index_generation(s->index.rec);
-	uint64_t intents = 0, transactions = 0;
-	int err = pvi_lane_recover(s, &intents);
+	/* All that is to be done is checked before any of it is done. */
+	int err = pvi_lane_check(s);
 
 	if (!err)
-		err = pvi_tx_recover(s, &transactions);
+		err = pvi_tx_check(s);
 	if (err)
 		return err;
-	s->recovered = intents + transactions;
+	s->recovered = pvi_lane_recover(s) + pvi_tx_recover(s);
 	if (pvi_index_generation(s->index.rec) != generation) {
 		/* A root's creation was finished: the index now in force names it. */
 		err = pvi_index_reread(&s->index, s->index.rec);
@@ -397,6 +397,42 @@ static int no_store(const struct pv_store *s, const char *name)
 			s->handover->ops->name, why, luo);
 }
 
+static void close_fds(struct pvi_fd *fds, unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++)
+		if (fds[i].fd >= 0)
+			close(fds[i].fd);
+	free(fds);
+}
+
+/* PV_RESET: forget what is kept, unless a process has it open. Its index need not be sound for that. */
+static int reset(struct pv_store *s, const char *name)
+{
+	struct pvi_fd *fds = NULL, *index;
+	struct index_rec rec = {0};
+	unsigned int n = 0;
+	bool from_kexec;
+	int err = s->handover->ops->fetch(s->handover, &fds, &n, &from_kexec);
+
+	if (err == -ENOENT)
+		return 0;
+	index = find_fd(fds, n, 0);
+	if (index) {
+		if (pread(index->fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
+			rec.writer_pid = 0;
+		s->index.fd = index->fd;
+		err = pvi_lock_take(s, name, &rec);
+		if (err != -EBUSY)
+			err = s->handover->ops->forget(s->handover);
+		pvi_lock_release(s);
+		s->index.fd = -1;
+	} else {
+		err = s->handover->ops->forget(s->handover);
+	}
+	close_fds(fds, n);
+	return err;
+}
+
 static int open_store(struct pv_store *s, const char *name)
 {
 	const struct pv_options *o = &s->options;
@@ -406,7 +442,7 @@ static int open_store(struct pv_store *s, const char *name)
 	int err;
 
 	if (o->flags & PV_RESET) {
-		err = s->handover->ops->forget(s->handover);
+		err = reset(s, name);
 		if (err)
 			return err;
 	}
@@ -425,10 +461,7 @@ static int open_store(struct pv_store *s, const char *name)
 		err = pvi_fail(-EEXIST, "store %s exists", name);
 	else if (!err)
 		err = attach(s, name, fds, n);
-	for (unsigned int i = 0; i < n; i++)
-		if (fds[i].fd >= 0)
-			close(fds[i].fd);
-	free(fds);
+	close_fds(fds, n);
 	return err;
 }
 

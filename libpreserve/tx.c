@@ -26,6 +26,7 @@
 #include "internal.h"
 
 #define TRAILER_BYTES 8u
+#define ACTION_DROP   0u /* beside LIVE and FREE: an object allocated and freed in the transaction */
 
 static uint64_t padded(uint64_t bytes)
 {
@@ -203,12 +204,14 @@ static void end_tx(struct pv_store *s, struct pvi_thread *t)
 
 static void abort_now(struct pv_store *s, struct pvi_thread *t)
 {
+	uint32_t n = t->tx.nactions;
+
 	if (t->lane->tx)
 		put_back(s, t->lane);
-	for (uint32_t i = 0; i < t->tx.nactions; i++)
-		if (t->tx.actions[i].action.op == PV_ACTION_LIVE)
-			pv_cancel(s, t->tx.actions[i].action.target);
 	end_tx(s, t);
+	for (uint32_t i = 0; i < n; i++)
+		if (t->tx.actions[i].action.op != PV_ACTION_FREE)
+			pv_cancel(s, t->tx.actions[i].action.target);
 }
 
 /* ---- public ---- */
@@ -305,32 +308,54 @@ int pv_tx_free(struct pv_store *s, void *object)
 	for (uint32_t i = 0; i < t->tx.nactions; i++) {
 		if (t->tx.actions[i].action.target != object)
 			continue;
-		if (t->tx.actions[i].action.op == PV_ACTION_FREE)
+		if (t->tx.actions[i].action.op != PV_ACTION_LIVE)
 			return pvi_fail(-EINVAL, "%p was freed in this transaction before", object);
-		t->tx.actions[i] = t->tx.actions[--t->tx.nactions];
-		return pv_cancel(s, object);
+		t->tx.actions[i].action.op = ACTION_DROP;
+		return 0;
 	}
 	err = pvi_heap_resolve(s, &a, &rec, &o);
 	return err ? err : remember(t, a);
 }
 
+/* Cut the log back to where it ended in this chunk. */
+static void cut_log(struct pv_store *s, struct pvi_thread *t, uint32_t chunk, uint64_t end,
+		    uint64_t word)
+{
+	pvi_barrier();
+	__atomic_store_n(&t->lane->tx, word, __ATOMIC_RELAXED);
+	pvi_barrier();
+	for (; t->tx.chunk > chunk; t->tx.chunk--)
+		pv_cancel(s, (uint8_t *) s->base + t->lane->chunks[t->tx.chunk].off);
+	t->tx.end = end;
+	t->tx.log = chunk ? (uint8_t *) s->base + t->lane->chunks[chunk].off : t->lane->log;
+	t->tx.chunk_max = chunk ? t->lane->chunks[chunk].bytes : PV_TX_LOG_BYTES;
+}
+
 /* Log what the commit does to objects; nothing is done yet. */
 static int log_actions(struct pv_store *s, struct pvi_thread *t)
 {
+	uint64_t word = t->lane->tx, end = t->tx.end;
+	uint32_t chunk = t->tx.chunk;
+
 	for (uint32_t i = 0; i < t->tx.nactions; i++) {
 		struct pvi_tx_action *a = &t->tx.actions[i];
-		int err = pvi_heap_resolve(s, &a->action, &a->rec, &a->object);
+		int err;
 
+		if (a->action.op == ACTION_DROP)
+			continue;
+		err = pvi_heap_resolve(s, &a->action, &a->rec, &a->object);
 		if (!err)
 			err = append(s, t, a->rec.where, a->rec.value, NULL, 0);
-		if (err) /* abort and recovery skip the entries that were written */
+		if (err) { /* a later commit must not find these entries */
+			cut_log(s, t, chunk, end, word);
 			return err;
+		}
 	}
 	return 0;
 }
 
-/* Freed slots and pages go into circulation only when the log is void: recovery would free them again,
- * whoever had them by then. */
+/* What is freed or dropped goes into circulation only when the log is void: recovery would free it again,
+ * or put old contents back into it, whoever had it by then. */
 static void commit_actions(struct pv_store *s, struct pvi_thread *t)
 {
 	uint32_t n = t->tx.nactions;
@@ -339,11 +364,18 @@ static void commit_actions(struct pv_store *s, struct pvi_thread *t)
 	for (uint32_t i = 0; i < n; i++) {
 		const struct pvi_tx_action *a = &t->tx.actions[i];
 
-		pvi_heap_apply(s, &a->action, &a->rec, &a->object);
+		if (a->action.op != ACTION_DROP)
+			pvi_heap_apply(s, &a->action, &a->rec, &a->object);
 	}
 	end_tx(s, t);
-	for (uint32_t i = 0; i < n; i++)
-		pvi_heap_settle(s, t, &t->tx.actions[i].action, &t->tx.actions[i].object);
+	for (uint32_t i = 0; i < n; i++) {
+		const struct pvi_tx_action *a = &t->tx.actions[i];
+
+		if (a->action.op == ACTION_DROP)
+			pv_cancel(s, a->action.target);
+		else
+			pvi_heap_settle(s, t, &a->action, &a->object);
+	}
 }
 
 /* Leave a level of a transaction that is over. */
@@ -440,13 +472,19 @@ static void finish(struct pv_store *s, struct lane_rec *lane)
 	}
 }
 
-int pvi_tx_recover(struct pv_store *s, uint64_t *recovered)
+int pvi_tx_check(const struct pv_store *s)
 {
 	for (uint32_t i = 0; i < s->nlanes; i++)
 		if (s->lanes[i].tx && !tx_sound(s, &s->lanes[i]))
 			return pvi_fail(-EBADMSG, "segment 0: lane %u: the transaction's log is damaged",
 					i);
-	*recovered = 0;
+	return 0;
+}
+
+uint64_t pvi_tx_recover(struct pv_store *s)
+{
+	uint64_t recovered = 0;
+
 	for (uint32_t i = 0; i < s->nlanes; i++) {
 		struct lane_rec *lane = &s->lanes[i];
 
@@ -457,7 +495,7 @@ int pvi_tx_recover(struct pv_store *s, uint64_t *recovered)
 		else
 			finish(s, lane);
 		set_word(lane, PV_TX_NONE, 0, 0);
-		(*recovered)++;
+		recovered++;
 	}
-	return 0;
+	return recovered;
 }

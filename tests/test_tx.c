@@ -179,6 +179,55 @@ static void log_grows(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* Its slot may not be handed out before the log is void: an abort would write into the next owner. */
+static void dropped_object_stays_out_of_reach(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	pv_type_t type = store_bytes_type(s, "bytes");
+	struct table *t = table_of(s);
+	void *p, *q;
+
+	assert_ok(pv_tx_begin(s));
+	assert_ok(pv_tx_alloc(s, type, 48, &p));
+	assert_ok(pv_tx_add(s, p, 48));
+	assert_ok(pv_tx_free(s, p));
+	assert_fails(pv_tx_free(s, p), -EINVAL, "before");
+	assert_ok(pv_alloc(s, type, 48, &t->objects[0]));
+	q = t->objects[0];
+	assert_ptr_not_equal(p, q);
+	pattern_fill(q, 48, 1);
+	assert_ok(pv_tx_abort(s));
+	assert_true(pattern_holds(q, 48, 1));
+	assert_int_equal(store_sound(s).live_objects, 2);
+	assert_ok(pv_close(s));
+}
+
+/* A commit that is refused changes nothing, and leaves no entries for a later one. */
+static void refused_commit_can_be_aborted(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	pv_type_t type = store_bytes_type(s, "bytes");
+	struct table *t = table_of(s);
+	void *p;
+
+	assert_ok(pv_alloc(s, type, 48, &t->objects[0]));
+	assert_ok(pv_tx_begin(s));
+	set(s, &t->cells[0], 1);
+	assert_ok(pv_tx_alloc(s, type, 48, &p));
+	assert_ok(pv_tx_free(s, t->objects[0]));
+	assert_ok(pv_free(s, &t->objects[0])); /* behind the transaction's back */
+	assert_fails(pv_tx_commit(s), -EINVAL, "not live");
+	assert_int_equal(pv_tx_depth(s), 1);
+	assert_ok(pv_tx_free(s, p));
+	keeper_crash(k, &s);
+	s = store_attach(k, NULL);
+	assert_int_equal(table_of(s)->cells[0], 0);
+	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_ok(pv_close(s));
+}
+
 static void refused(void **state)
 {
 	struct keeper *k = *state;
@@ -291,6 +340,8 @@ int main(void)
 		with_keeper(objects_follow_the_commit),
 		with_keeper(nested_levels_are_flattened),
 		with_keeper(log_grows),
+		with_keeper(dropped_object_stays_out_of_reach),
+		with_keeper(refused_commit_can_be_aborted),
 		with_keeper(refused),
 		with_keeper(thread_that_ends_aborts),
 		with_keeper(random_histories),

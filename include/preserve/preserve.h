@@ -84,7 +84,8 @@ enum pv_handover {
 #define PV_CREATE 1u /* create the store if there is none */
 #define PV_EXCL   2u /* with PV_CREATE: fail with -EEXIST if there is one */
 #define PV_RDONLY 4u /* map read-only, take no lock, recover nothing: for tools that look */
-#define PV_RESET  8u /* with PV_CREATE: drop what is kept under this name, damaged or not, first */
+#define PV_RESET  8u /* with PV_CREATE: drop what is kept under this name first, damaged or not; -EBUSY
+			if a process has it open */
 
 /** What pv_options.keep is called for. */
 enum pv_keep {
@@ -276,7 +277,8 @@ struct pv_action {
 #define PV_LIVE(object) ((struct pv_action){PV_ACTION_LIVE, 0, (object), 0})
 /** Store an 8-byte value (often a pointer) to an aligned word inside a live or reserved object. */
 #define PV_STORE(word, val) ((struct pv_action){PV_ACTION_STORE, 0, (word), (uint64_t)(val)})
-/** Free a live object. No other thread may be reading it. */
+/** Free a live object. No other thread may be reading it, and the pv_publish() that made it live has
+ *  returned. */
 #define PV_FREE(object) ((struct pv_action){PV_ACTION_FREE, 0, (object), 0})
 
 /** The most actions in one intent. */

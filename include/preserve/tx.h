@@ -13,6 +13,10 @@
  * none if the commit had been reached; objects allocated in the transaction are free again, objects
  * freed in it are still live.
  *
+ * Until the transaction has ended, free an object with noted ranges by pv_tx_free() only, and do not
+ * pv_alloc() into a noted pointer: pv_publish() and its like are not undone, so the first would put old
+ * contents into whatever has the memory by then, and the second would leak.
+ *
  * A transaction belongs to the thread that began it. It isolates nothing: the application's own locks
  * protect what is changed from other threads until the commit has returned. pv_reserve() and
  * pv_publish() may be used meanwhile; they take effect at once and are not undone.
