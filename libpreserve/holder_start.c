@@ -42,8 +42,8 @@
 #define IN_CHILD __attribute__((no_sanitize("address", "thread", "undefined")))
 
 /*
- * ThreadSanitizer takes every clone() for a fork and resets its own state in the child, which here is
- * still that of the parent; glibc's other name for it is left alone.
+ * ThreadSanitizer takes every clone() for a fork and resets its own state in the child, which here
+ * is still that of the parent; glibc's other name for it is left alone.
  */
 #if defined(__SANITIZE_THREAD__)
 #define THREAD_SANITIZER 1
