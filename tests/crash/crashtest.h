@@ -17,7 +17,7 @@
  *
  * Rules for the callbacks
  * - The engine runs a scenario in a child process of its own; globals of the code under test are
- *   those of the test program at the moment of the fork.
+ *   those of the test program at the moment of the fork. getrandom() gives the same in every run.
  * - One store is open at a time. setup() opens it and leaves it open; the operations run one after
  *   the other; close() ends it; after that recover() and close() are called in turns, thousands of
  *   times.
@@ -113,6 +113,9 @@ struct crash_scenario {
 	 */
 	int (*probe)(void *ctx);
 
+	/* Optional, switch sweep: called on each of the two threads before stores are trapped. */
+	int (*warm_thread)(void *ctx);
+
 	enum crash_keep_policy keep;
 	bool any_order;	 /* hand every other recovery its descriptors in reverse order */
 	bool other_base; /* every other recovery gets CRASH_OTHER_BASE */
@@ -170,6 +173,7 @@ struct crash_report {
 	size_t replays;	       /* recoveries, nested ones included */
 	size_t nested_replays; /* of these: after a crash inside recovery */
 	size_t switches;       /* switch sweep: points at which A was stopped */
+	size_t reordered;      /* of these: A had not made the same stores as in the runs before */
 	size_t blocked;	       /* of these: B waited for A, so there is no such interleaving */
 	uint64_t trace_ns, replay_ns;
 	unsigned n_failures;
@@ -183,14 +187,18 @@ struct crash_options {
 	unsigned depth;	  /* nested crashes: 0 none, 1 recovery, 2 recovery of that */
 	long only_prefix; /* -1 = all */
 	long only_nested; /* -1 = all */
-	bool in_process;  /* no child process: for a debugger */
-	bool dump_log;	  /* print every record with its symbol */
+	/* 1: every crash inside every recovery. N: where a recovery makes the stores that another
+	 * one has made (a long one: stores to the same pages), every N-th of them, in turns. */
+	unsigned stride;
+	bool must_fail;	 /* crash_main(): to find nothing is the failure */
+	bool in_process; /* no child process: for a debugger */
+	bool dump_log;	 /* print every record with its symbol */
 };
 
-#define CRASH_OPTIONS_DEFAULT                                    \
-	(struct crash_options)                                   \
-	{                                                        \
-		.depth = 1, .only_prefix = -1, .only_nested = -1 \
+#define CRASH_OPTIONS_DEFAULT                                                 \
+	(struct crash_options)                                                \
+	{                                                                     \
+		.depth = 1, .stride = 1, .only_prefix = -1, .only_nested = -1 \
 	}
 
 /* Runs all operations one after the other, then every crash state. Returns the failures found. */

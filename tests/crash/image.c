@@ -8,6 +8,27 @@
 #include <string.h>
 #include "internal.h"
 
+const char *ct_intern(const char *text)
+{
+	static const char **texts;
+	static size_t n, cap;
+
+	for (size_t i = 0; i < n; i++) {
+		if (strcmp(texts[i], text) == 0)
+			return texts[i];
+	}
+	if (n == cap) {
+		cap = cap ? 2 * cap : 64;
+		texts = realloc(texts, cap * sizeof(*texts));
+		if (!texts)
+			ct_panic("no memory for %zu names", cap);
+	}
+	texts[n] = strdup(text);
+	if (!texts[n])
+		ct_panic("no memory for a name");
+	return texts[n++];
+}
+
 void ct_slot_reserve(struct ct_slot *slot, uint64_t size_bytes)
 {
 	size_t cap = ((size_t)size_bytes + CT_PAGE_BYTES - 1) & ~(size_t)(CT_PAGE_BYTES - 1);
@@ -38,6 +59,8 @@ static void slot_copy(struct ct_slot *to, const struct ct_slot *from)
 	to->size_bytes = from->size_bytes;
 	to->seals = from->seals;
 	to->keep_seq = from->keep_seq;
+	to->memfd_name = from->memfd_name;
+	to->keep_name = from->keep_name;
 }
 
 void ct_image_copy(struct ct_image *to, const struct ct_image *from)
@@ -78,7 +101,8 @@ void ct_image_apply(struct ct_image *image, const struct ct_record *record)
 		if (image->n_slots <= record->slot)
 			image->n_slots = record->slot + 1u;
 		slot_resize(s, 0);
-		s->seals = (unsigned)record->new_value;
+		s->seals = (unsigned)record->old_value;
+		s->memfd_name = s->keep_name = (const char *)(uintptr_t)record->new_value;
 		s->keep_seq = 0;
 		break;
 	case CT_SIZE:
@@ -90,6 +114,7 @@ void ct_image_apply(struct ct_image *image, const struct ct_record *record)
 	case CT_KEEP:
 		if (!s->keep_seq)
 			s->keep_seq = ++image->keep_last;
+		s->keep_name = (const char *)(uintptr_t)record->new_value;
 		break;
 	case CT_DROP:
 		s->keep_seq = 0;

@@ -20,10 +20,14 @@
 #include <sys/types.h>
 #include "crashtest.h"
 
+#define CT_RANDOM_SEED 0x9e3779b97f4a7c15ull
+
 enum {
 	CT_PAGE_BYTES = 4096,
 	CT_MAX_MAPS = 1024,
-	CT_EXIT_DIED = 3, /* the child's status after a fatal signal, already in the report */
+	CT_SEEN_RECOVERIES = 4096,
+	CT_BULK_RECORDS = 48, /* a recovery with more is long, see walk.c */
+	CT_EXIT_DIED = 3,     /* the child's status after a fatal signal, already in the report */
 };
 
 struct ct_slot {
@@ -31,7 +35,8 @@ struct ct_slot {
 	size_t cap_bytes;
 	uint64_t size_bytes;
 	unsigned seals;
-	unsigned keep_seq; /* 0: dies with the process */
+	unsigned keep_seq;		    /* 0: dies with the process */
+	const char *memfd_name, *keep_name; /* interned */
 };
 
 struct ct_image {
@@ -45,7 +50,7 @@ enum ct_kind {
 	CT_BORN, /* the slot exists now, empty, with seals new_value */
 	CT_SIZE,
 	CT_SEALS,
-	CT_KEEP,
+	CT_KEEP, /* under the name new_value */
 	CT_DROP,
 	CT_EVENT, /* new_value points to a text */
 };
@@ -95,13 +100,12 @@ extern struct ct_state {
 	struct crash_report *report;
 	const struct crash_options *options;
 	volatile sig_atomic_t tracing; /* stores are trapped and logged */
+	uint64_t random;	       /* state of the overridden getrandom() */
 	struct ct_log log;
 	struct ct_image shadow;
 	unsigned n_mems, n_maps;
 	struct ct_mem mems[2 * CRASH_MAX_MEMS];
 	struct ct_map maps[CT_MAX_MAPS];
-	char memfd_name[CRASH_MAX_MEMS][CRASH_NAME_BYTES];
-	char keep_name[CRASH_MAX_MEMS][CRASH_NAME_BYTES];
 } ct;
 
 /* raw.c: system calls that do not pass the overrides */
@@ -129,6 +133,7 @@ const struct ct_map *ct_map_find(uintptr_t addr);
 bool ct_map_overlaps(uintptr_t start, size_t len);
 
 /* image.c */
+const char *ct_intern(const char *text); /* the same pointer for the same text, for ever */
 void ct_slot_reserve(struct ct_slot *slot, uint64_t size_bytes);
 void ct_image_copy(struct ct_image *to, const struct ct_image *from);
 void ct_image_free(struct ct_image *image);
@@ -193,6 +198,10 @@ struct ct_walk {
 	const struct crash_options *options;
 	unsigned max_depth;
 	struct ct_image levels[CRASH_MAX_DEPTH + 1];
+	struct ct_seen {
+		uint64_t signature; /* of the stores of a recovery */
+		size_t times;
+	} seen[CT_SEEN_RECOVERIES];
 };
 void ct_walk_init(struct ct_walk *walk);
 void ct_walk_free(struct ct_walk *walk);

@@ -55,9 +55,11 @@ int memfd_create(const char *name, unsigned flags)
 		return fd; /* hugetlb without seals: cannot be handed over either */
 	slot = ct.mems[mem].slot;
 	if (ct.tracing) {
-		ct_log_append(CT_BORN, CT_SYSCALL, slot, ct.shadow.slots[slot].seals, CALLER);
+		uintptr_t interned = (uintptr_t)ct.shadow.slots[slot].memfd_name;
+
+		ct_log_append(CT_BORN, CT_SYSCALL, slot, interned, CALLER);
 		if (ct.scenario->keep == CRASH_KEEP_AT_BIRTH)
-			ct_log_append(CT_KEEP, CT_SYSCALL, slot, 1, CALLER);
+			ct_log_append(CT_KEEP, CT_SYSCALL, slot, interned, CALLER);
 		ct_trap_point();
 	} else if (ct.scenario->keep == CRASH_KEEP_AT_BIRTH) {
 		ct.shadow.slots[slot].keep_seq = ++ct.shadow.keep_last;
@@ -435,12 +437,31 @@ ssize_t recvmsg(int fd, struct msghdr *msg, int flags)
 	return unbounce(iov, (int)count, buf, n, CALLER);
 }
 
+/* The same in every run, so that a crash state keeps its number: what is drawn decides addresses
+ * and identifiers, and so which stores change nothing. */
+static void draw(uint8_t *to, size_t len)
+{
+	for (size_t i = 0; i < len; i++) {
+		ct.random ^= ct.random << 13;
+		ct.random ^= ct.random >> 7;
+		ct.random ^= ct.random << 17;
+		to[i] = (uint8_t)(ct.random >> 32);
+	}
+}
+
 ssize_t getrandom(void *to, size_t len, unsigned flags)
 {
 	struct iovec iov = {to, len};
-	char *buf = bounce(&iov, 1, &len);
+	char *buf;
 
-	if (!buf)
-		return syscall(SYS_getrandom, to, iov.iov_len, flags);
-	return unbounce(&iov, 1, buf, syscall(SYS_getrandom, buf, len, flags), CALLER);
+	if (!ct.on)
+		return syscall(SYS_getrandom, to, len, flags);
+	buf = bounce(&iov, 1, &len);
+	draw((uint8_t *)(buf ? buf : to), iov.iov_len);
+	return buf ? unbounce(&iov, 1, buf, (ssize_t)len, CALLER) : (ssize_t)iov.iov_len;
+}
+
+int getentropy(void *to, size_t len)
+{
+	return getrandom(to, len, 0) == (ssize_t)len ? 0 : -1;
 }

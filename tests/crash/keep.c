@@ -11,8 +11,9 @@
 
 void crash_keep(int fd, const char *name)
 {
-	int mem;
+	struct ct_slot *s;
 	unsigned slot;
+	int mem;
 
 	if (!ct.on)
 		return;
@@ -22,14 +23,16 @@ void crash_keep(int fd, const char *name)
 	if (mem < 0)
 		ct_panic("crash_keep: descriptor %d is no memfd that was seen being created", fd);
 	slot = ct.mems[mem].slot;
-	if (name)
-		snprintf(ct.keep_name[slot], CRASH_NAME_BYTES, "%s", name);
+	s = &ct.shadow.slots[slot];
+	name = name ? ct_intern(name) : s->keep_name;
 	if (ct.tracing) {
-		ct_log_append(CT_KEEP, CT_SYSCALL, slot, 1, CALLER);
+		ct_log_append(CT_KEEP, CT_SYSCALL, slot, (uintptr_t)name, CALLER);
 		ct_trap_point();
-	} else if (!ct.shadow.slots[slot].keep_seq) {
-		ct.shadow.slots[slot].keep_seq = ++ct.shadow.keep_last;
+		return;
 	}
+	s->keep_name = name;
+	if (!s->keep_seq)
+		s->keep_seq = ++ct.shadow.keep_last;
 }
 
 void crash_drop(int fd)

@@ -50,7 +50,7 @@ void ct_log_append(enum ct_kind kind, unsigned flags, unsigned slot, uint64_t va
 
 	if (kind == CT_SIZE)
 		r.old_value = s->size_bytes;
-	else if (kind == CT_SEALS)
+	else if (kind == CT_SEALS || kind == CT_BORN)
 		r.old_value = s->seals;
 	append(&r);
 }
@@ -125,8 +125,10 @@ void ct_log_print(const struct ct_record *r, size_t index)
 	char symbol[192];
 
 	ct_symbol(r->flags & CT_SYSCALL ? r->ip - 1 : r->ip, symbol, sizeof(symbol));
-	if (r->kind == CT_EVENT) {
-		printf("%6zu event  %s\n", index + 1, (const char *)(uintptr_t)r->new_value);
+	if (r->kind == CT_EVENT || r->kind == CT_BORN || r->kind == CT_KEEP) {
+		printf("%6zu %s%-6s segment %u \"%s\"  %s\n", index + 1,
+		       r->flags & CT_OTHER_THREAD ? "B " : "", ct_kind_name(r), r->slot,
+		       (const char *)(uintptr_t)r->new_value, symbol);
 		return;
 	}
 	printf("%6zu %s%-6s segment %u + 0x%06llx: %#llx -> %#llx  %s%s%s\n", index + 1,

@@ -26,9 +26,11 @@ static void child_run(const struct crash_scenario *scenario, const struct crash_
 	 * give the memory back to the kernel in between, nor clear it twice. */
 	mallopt(M_MMAP_THRESHOLD, 64 << 10);
 	mallopt(M_TRIM_THRESHOLD, 64 << 20);
+	mallopt(M_ARENA_MAX, 1); /* the same addresses in every run of a switch sweep */
 	ct.scenario = scenario;
 	ct.options = options;
 	ct.report = report;
+	ct.random = CT_RANDOM_SEED;
 	ct_log_init();
 	ct_trap_init();
 	ct.on = true;
@@ -162,6 +164,9 @@ static void help(const char *program)
 	       "  --list           name the scenarios\n"
 	       "  --only NAME      run this one (may be given again)\n"
 	       "  --depth N        crashes inside recovery: 0 none, 1 (default), 2, 3\n"
+	       "  --stride N       where a recovery repeats the stores of another one, only every\n"
+	       "                   N-th crash inside it (default 1: all)\n"
+	       "  --must-fail      succeed if a crash state is found that is not recovered\n"
 	       "  --prefix N       only the state after record N\n"
 	       "  --nested N       and in it only the crash after record N of the recovery\n"
 	       "  --dump           print all records of the operations\n"
@@ -212,6 +217,10 @@ static void parse(int argc, char **argv, struct cli *cli)
 			; /* see crash_init() */
 		} else if (strcmp(arg, "--depth") == 0) {
 			cli->options.depth = (unsigned)number(arg, argv[++i]);
+		} else if (strcmp(arg, "--stride") == 0) {
+			cli->options.stride = (unsigned)number(arg, argv[++i]);
+		} else if (strcmp(arg, "--must-fail") == 0) {
+			cli->options.must_fail = true;
 		} else if (strcmp(arg, "--prefix") == 0) {
 			cli->options.only_prefix = number(arg, argv[++i]);
 		} else if (strcmp(arg, "--nested") == 0) {
@@ -234,11 +243,35 @@ static bool chosen(const struct cli *cli, const char *name)
 	return cli->n_only == 0;
 }
 
+/* Failures that say something about the crash states, and not about the test. */
+static unsigned count_found(const struct crash_report *report)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < report->n_failures; i++) {
+		switch (report->failures[i].kind) {
+		case CRASH_FAIL_REFUSED:
+		case CRASH_FAIL_BROKEN:
+		case CRASH_FAIL_ILLEGAL:
+		case CRASH_FAIL_NOT_DURABLE:
+		case CRASH_FAIL_NESTED:
+			n += report->failures[i].prefix >= 0;
+			break;
+		case CRASH_FAIL_DIED:
+			n += report->replays > 0;
+			break;
+		default:
+			break;
+		}
+	}
+	return n;
+}
+
 int crash_main(int argc, char **argv, const struct crash_entry *entries, size_t n_entries)
 {
 	static struct crash_report report;
 	struct cli cli = {.n_only = 0};
-	unsigned failures = 0, ran = 0;
+	unsigned failures = 0, found = 0, ran = 0;
 
 	parse(argc, argv, &cli);
 	for (size_t i = 0; i < n_entries; i++) {
@@ -254,6 +287,11 @@ int crash_main(int argc, char **argv, const struct crash_entry *entries, size_t 
 		else
 			failures += crash_sweep(sc, &cli.options, &report);
 		crash_report_print(&report);
+		found += count_found(&report);
+	}
+	if (cli.options.must_fail && ran) {
+		printf("%u crash states were found not to be recovered, as they should\n", found);
+		return found == 0;
 	}
 	if (!cli.list && ran == 0) {
 		fprintf(stderr, "no such scenario; try --list\n");

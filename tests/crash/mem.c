@@ -100,10 +100,9 @@ int ct_mem_adopt(int fd, const char *name)
 	own = open(path, O_RDWR | O_CLOEXEC);
 	if (own < 0)
 		ct_panic("%s: %s", path, strerror(errno));
-	snprintf(ct.memfd_name[slot], CRASH_NAME_BYTES, "%s", name);
-	snprintf(ct.keep_name[slot], CRASH_NAME_BYTES, "%s", name);
 	ct.shadow.n_slots++;
 	s = &ct.shadow.slots[slot];
+	s->memfd_name = s->keep_name = ct_intern(name);
 	s->seals = (unsigned)seals;
 	s->keep_seq = 0;
 	s->size_bytes = 0;

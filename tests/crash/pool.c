@@ -43,7 +43,7 @@ static void pool_create(const struct ct_image *image, unsigned slot)
 
 	if (s->seals & F_SEAL_EXEC)
 		flags |= MFD_NOEXEC_SEAL;
-	fd = ct_raw_memfd_create(ct.memfd_name[slot], flags);
+	fd = ct_raw_memfd_create(s->memfd_name, flags);
 	if (fd < 0 || ct_raw_ftruncate(fd, (off_t)s->size_bytes) != 0)
 		ct_panic("memfd for an image: %s", strerror(errno));
 	if ((s->seals & READ_ONLY_SEALS) && s->size_bytes) {
@@ -88,6 +88,8 @@ void ct_pool_restore(const struct ct_image *image)
 	for (unsigned s = 0; s < image->n_slots; s++) {
 		ct.shadow.slots[s].seals = image->slots[s].seals;
 		ct.shadow.slots[s].keep_seq = image->slots[s].keep_seq;
+		ct.shadow.slots[s].memfd_name = image->slots[s].memfd_name;
+		ct.shadow.slots[s].keep_name = image->slots[s].keep_name;
 	}
 }
 
@@ -109,7 +111,7 @@ void ct_pool_export(const struct ct_image *image, struct crash_image *to, bool r
 		}
 		seqs[at] = seq;
 		to->fds[at].fd = m->fd;
-		to->fds[at].name = ct.keep_name[m->slot];
+		to->fds[at].name = image->slots[m->slot].keep_name;
 		to->n_fds++;
 	}
 }

@@ -12,6 +12,8 @@
 #include <string.h>
 #include "internal.h"
 
+enum { PRINTED_FAILURES = 2 };
+
 const char *crash_failure_name(enum crash_failure_kind kind)
 {
 	static const char *const names[] = {
@@ -25,7 +27,6 @@ const char *crash_failure_name(enum crash_failure_kind kind)
 		[CRASH_FAIL_DIED] = "died",
 		[CRASH_FAIL_HUNG] = "hung",
 		[CRASH_FAIL_ESCAPED] = "escaped the tracer",
-		[CRASH_FAIL_UNSTABLE] = "runs differ",
 		[CRASH_FAIL_BLOCKED] = "blocked",
 	};
 
@@ -185,13 +186,17 @@ void crash_report_print(const struct crash_report *r)
 	       r->n_failures ? "not ok" : "ok", r->scenario, r->records, r->crash_points,
 	       r->replays, r->nested_replays);
 	if (r->switches)
-		printf(", %zu switches (%zu blocked)", r->switches, r->blocked);
+		printf(", %zu switches (%zu blocked, %zu reordered)", r->switches, r->blocked,
+		       r->reordered);
 	printf(", %zu traps (%zu silent) %.3f s, replay %.3f s", r->traps, r->silent, trace_s,
 	       replay_s);
 	if (replay_s > 0)
 		printf(", %.0f recoveries/s", (double)r->replays / replay_s);
 	printf("\n");
-	for (unsigned i = 0; i < r->n_failures && i < CRASH_MAX_FAILURES; i++)
+	for (unsigned i = 0; i < r->n_failures && i < PRINTED_FAILURES; i++)
 		print_failure(r, &r->failures[i]);
+	if (r->n_failures > PRINTED_FAILURES)
+		printf("  ... and %u more%s\n", r->n_failures - PRINTED_FAILURES,
+		       r->n_failures == CRASH_MAX_FAILURES ? ", then given up" : "");
 	fflush(stdout);
 }

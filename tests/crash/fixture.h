@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * fixture.h - a store of libpreserve for crash sweeps: a keeper for its descriptors, recovery from
+ * an image, a check that knows what an application can know, and the operations that the scenarios
+ * are made of.
+ *
+ * The contents: a root object "table" of FIXTURE_SLOTS pointers, each NULL or the only pointer to a
+ * live object that says by its bytes whether it is whole. The check demands that pv_check() finds
+ * nothing, that every pointer leads to a live object of the right size, and that every live object
+ * is reached exactly once, so that a leak is as much of a failure as a dangling pointer.
+ */
+#ifndef FIXTURE_H
+#define FIXTURE_H
+
+#include <preserve/preserve.h>
+#include "crashtest.h"
+
+enum {
+	FIXTURE_SLOTS = 96,
+	FIXTURE_HELD = 160,
+	FIXTURE_TOKENS = 16,
+	FIXTURE_ROOTS = 8,
+	FIXTURE_MANY = 20,
+};
+
+struct fixture {
+	/* set by the scenario */
+	uint64_t segment_bytes; /* default 32 KiB */
+	uint64_t limit_bytes;
+	uint32_t lanes; /* default 4 */
+
+	struct pv_store *store;
+	pv_type_t table_type, node_type, blob_type;
+	void **table;		  /* NULL: there is no such root yet */
+	void *held[FIXTURE_HELD]; /* reserved by op_reserve() */
+	unsigned n_held;
+	int kept[FIXTURE_TOKENS]; /* descriptor by token, -1: none */
+};
+
+/* Callbacks of struct crash_scenario; ctx is a struct fixture. */
+int fixture_setup_nothing(void *ctx); /* no store */
+int fixture_setup_empty(void *ctx);   /* a store, no types, no roots */
+int fixture_setup_table(void *ctx);   /* the table, empty */
+int fixture_setup_full(void *ctx);    /* the table with objects in its first 16 slots */
+/* The same, attached twice more: all slabs are cold, and both slots of the index hold much the
+ * same, so that a recovery has little to write there and its crash states are about other things.
+ */
+int fixture_setup_settled(void *ctx);
+int fixture_setup_few(void *ctx); /* as settled, but with 4 objects of one size only */
+int fixture_recover(void *ctx, const struct crash_image *image);
+uint64_t fixture_check(void *ctx);
+void fixture_close(void *ctx);
+int fixture_probe(void *ctx);
+
+/* What they are made of. */
+int fixture_open(struct fixture *f, uint32_t flags);
+int fixture_types(struct fixture *f);
+int fixture_table(struct fixture *f);
+/* A reserved object whose bytes depend on key; fixture_check() knows them. */
+int fixture_object(struct fixture *f, size_t bytes, uint64_t key, void **out);
+
+/* For CRASH_CUSTOM: before or after, whether or not these differ. */
+bool fixture_legal(void *ctx, const struct crash_verdict *verdict);
+
+#define FIXTURE_SCENARIO(title, set_up_as, operations, fixture)                              \
+	{                                                                                    \
+		.name = (title), .ctx = (fixture), .ops = (operations),                      \
+		.n_ops = sizeof(operations) / sizeof((operations)[0]), .setup = (set_up_as), \
+		.recover = fixture_recover, .check = fixture_check, .close = fixture_close,  \
+		.probe = fixture_probe, .any_order = true                                    \
+	}
+
+/*
+ * Operations. `arg` packs a slot of the table and a size: SLOT(s, bytes).
+ */
+#define SLOT(slot, bytes) ((uintptr_t)(slot) | (uintptr_t)(bytes) << 8)
+
+int op_link(void *ctx, uintptr_t arg);	     /* reserve, fill, publish with the pointer to it */
+int op_link_grows(void *ctx, uintptr_t arg); /* op_link(), which must add a segment */
+int op_replace(void *ctx, uintptr_t arg);    /* the same, and free what was there, as one */
+int op_unlink(void *ctx, uintptr_t slot);    /* pointer := NULL and free, as one */
+int op_alloc(void *ctx, uintptr_t arg);	     /* pv_alloc() */
+int op_free(void *ctx, uintptr_t slot);	     /* pv_free() */
+int op_swap(void *ctx, uintptr_t slots);     /* two pointers, as one: SLOT(a, b) */
+int op_many(void *ctx, uintptr_t slot);	     /* the most actions an intent can have */
+int op_reserve(void *ctx, uintptr_t arg);    /* number of objects and size: SLOT(n, bytes) */
+int op_publish_held(void *ctx, uintptr_t slot);
+int op_cancel_held(void *ctx, uintptr_t unused); /* all */
+int op_word(void *ctx, uintptr_t slot);		 /* change a live object by one word */
+int op_link_many(void *ctx, uintptr_t arg);	 /* FIXTURE_MANY objects, one after the other */
+int op_unlink_many(void *ctx, uintptr_t slot);
+int op_random(void *ctx, uintptr_t seed); /* one of the above, chosen by seed and contents */
+int op_type(void *ctx, uintptr_t number); /* register a new type */
+int op_root(void *ctx, uintptr_t number); /* create a new root */
+int op_create(void *ctx, uintptr_t flags);
+int op_reopen(void *ctx, uintptr_t unused);
+int op_settle(void *ctx, uintptr_t unused); /* op_reopen() twice */
+int op_destroy(void *ctx, uintptr_t unused);
+
+#endif
