@@ -57,6 +57,12 @@ static void account(size_t *cap, size_t new_cap)
 	*cap = new_cap;
 }
 
+/* What a client takes of the limit. */
+static size_t own_bytes(const struct client *c)
+{
+	return c->in_cap + c->out_cap + c->args_bytes;
+}
+
 void client_close(struct client *c)
 {
 	if (c->closed)
@@ -72,7 +78,7 @@ void client_close(struct client *c)
 	if (c->next)
 		c->next->previous = c->previous;
 	server.nclients--;
-	server.client_bytes -= c->in_cap + c->out_cap;
+	server.client_bytes -= own_bytes(c);
 	/* A thread that works for it still points to it: client_unblock() goes on here. */
 	if (!c->blocked)
 		uv_close((uv_handle_t *)&c->poll, freed);
@@ -95,7 +101,7 @@ static void enforce_limit(void)
 		struct client *largest = server.clients;
 
 		for (struct client *c = server.clients; c; c = c->next)
-			if (c->in_cap + c->out_cap > largest->in_cap + largest->out_cap)
+			if (own_bytes(c) > own_bytes(largest))
 				largest = c;
 		if (!largest)
 			return;
@@ -103,8 +109,7 @@ static void enforce_limit(void)
 			  "its "
 			  "own; the limit is %llu",
 			  largest->address, (unsigned long long)server.client_bytes,
-			  largest->in_cap + largest->out_cap,
-			  (unsigned long long)server.opt.client_memory);
+			  own_bytes(largest), (unsigned long long)server.opt.client_memory);
 		client_close(largest);
 	}
 }
@@ -480,6 +485,8 @@ static void run_and_keep(struct client *c, char *data, size_t len)
 		server.out_len = c->span;
 	if (!c->closed && !keep_input(c, data + used, len - used))
 		client_close(c);
+	if (!c->closed)
+		account(&c->args_bytes, c->args.cap * sizeof(*c->args.v));
 	client_reply_end(c);
 	enforce_limit();
 }

@@ -19,6 +19,31 @@ struct work {
 };
 
 static struct work work;
+static int64_t prepare_usec = -1;
+
+int64_t preserve_prepare_usec(void)
+{
+	return prepare_usec;
+}
+
+void preserve_tell(void)
+{
+	struct pv_info i;
+
+	pv_info_get(server.store, &i);
+	log_info("store %s %s%s: epoch %llu, %llu keys, %u segments of %llu bytes together, "
+		 "attached in "
+		 "%.1f us",
+		 server.opt.store, origin_name(i.origin), i.from_kexec ? " after a kexec" : "",
+		 (unsigned long long)i.epoch, (unsigned long long)pv_map_count(server.db.map),
+		 i.segments, (unsigned long long)i.bytes, (double)i.attach_ns / 1000);
+	if (i.handover == PV_HANDOVER_NONE)
+		log_info("handover none: the data end with this process");
+	else if (i.handover == PV_HANDOVER_HOLDER && server.opt.handover == PV_HANDOVER_AUTO)
+		log_info("handover holder, for this process may not use /dev/liveupdate: a kexec "
+			 "would "
+			 "lose the data");
+}
 
 static void run(uv_work_t *uv)
 {
@@ -61,6 +86,8 @@ static void done(uv_work_t *uv, int status)
 		log_error("%s failed after %lld us: %s", what, (long long)work.usec, work.message);
 	else
 		log_info("%s took %lld us", what, (long long)work.usec);
+	if (!work.err && work.prepare)
+		prepare_usec = work.usec;
 	if (!c->closed) {
 		client_reply_begin(c);
 		if (work.err)

@@ -294,6 +294,8 @@ int db_append(struct db *db, uint64_t hash, const char *key, size_t klen, const 
 		*len = vlen;
 		return db_set(db, hash, key, klen, value, vlen, 0);
 	}
+	if (entry_value_len(e) + vlen > RESP_BULK_MAX)
+		return -EFBIG;
 	if (!entry_is_integer(e)) {
 		old = entry_value(e);
 		old_len = entry_value_len(e);

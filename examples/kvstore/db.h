@@ -133,7 +133,7 @@ int db_set(struct db *db, uint64_t hash, const char *key, size_t klen, const cha
  *  number, -ERANGE overflow. */
 int db_add(struct db *db, uint64_t hash, const char *key, size_t klen, int64_t by, int64_t *result);
 
-/** Append to a value; *len is its new length. */
+/** Append to a value; *len is its new length. Errors also: -EFBIG it would be too long. */
 int db_append(struct db *db, uint64_t hash, const char *key, size_t klen, const char *value,
 	      size_t vlen, size_t *len);
 

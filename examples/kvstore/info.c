@@ -80,7 +80,6 @@ static void section_stats(FILE *f)
 
 static void section_preserve(FILE *f)
 {
-	static const char *const origins[] = {"created", "reattached", "relocated"};
 	struct pv_info i;
 
 	pv_info_get(server.store, &i);
@@ -88,7 +87,7 @@ static void section_preserve(FILE *f)
 	fprintf(f, "preserve_uuid:");
 	for (size_t k = 0; k < sizeof(i.uuid); k++)
 		fprintf(f, "%02x", i.uuid[k]);
-	fprintf(f, "\r\npreserve_origin:%s\r\n", i.origin < 3 ? origins[i.origin] : "unknown");
+	fprintf(f, "\r\npreserve_origin:%s\r\n", origin_name(i.origin));
 	fprintf(f, "preserve_attach_usec:%.1f\r\n", (double)i.attach_ns / 1000);
 	fprintf(f, "preserve_fetch_usec:%.1f\r\n", (double)i.fetch_ns / 1000);
 	fprintf(f, "preserve_epoch:%llu\r\n", (unsigned long long)i.epoch);
@@ -98,6 +97,8 @@ static void section_preserve(FILE *f)
 	fprintf(f, "preserve_used_bytes:%llu\r\n", (unsigned long long)i.used_bytes);
 	fprintf(f, "preserve_handover:%s\r\n", handover_name(i.handover));
 	fprintf(f, "preserve_state:%s\r\n", i.state == PV_STATE_PREPARED ? "prepared" : "serving");
+	if (preserve_prepare_usec() >= 0)
+		fprintf(f, "preserve_prepare_usec:%lld\r\n", (long long)preserve_prepare_usec());
 	fprintf(f, "preserve_from_kexec:%d\r\n", i.from_kexec);
 	fprintf(f, "preserve_recovered_intents:%llu\r\n", (unsigned long long)i.recovered);
 	fprintf(f, "preserve_exec_to_serving_usec:%lld\r\n", (long long)server.ready_us);

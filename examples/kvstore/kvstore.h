@@ -83,7 +83,8 @@ struct client {
 	bool is_unix;
 	struct resp_parser parser;
 	struct resp_args args; /* of the command that is only partly here */
-	char *in;	       /* what is left over from reading */
+	size_t args_bytes;
+	char *in; /* what is left over from reading */
 	size_t in_len;
 	size_t in_cap;
 	char *out; /* what is left over from writing */
@@ -142,6 +143,7 @@ int64_t clock_unix_ms(void);
  *  the program's exit status. */
 int options_parse(int argc, char **argv, struct options *opt);
 const char *handover_name(uint32_t handover);
+const char *origin_name(enum pv_origin origin);
 
 /* ---- net.c, client.c ---- */
 
@@ -217,12 +219,13 @@ void subcommand_run(struct client *c, const struct request *rq, const char *pare
 
 /* ---- cmd_*.c ---- */
 
-#define KVSTORE_COMMANDS(X)                                                                       \
-	X(append)                                                                                 \
-	X(client)                                                                                 \
-	X(command) X(config) X(dbsize) X(decr) X(decrby) X(del) X(echo) X(exists) X(expire)       \
-		X(flushall) X(flushdb) X(get) X(hello) X(incr) X(incrby) X(info) X(keys) X(mget)  \
-			X(mset) X(persist) X(pexpire) X(ping) X(preserve) X(pttl) X(quit) X(scan) \
+#define KVSTORE_COMMANDS(X)                                                                  \
+	X(append)                                                                            \
+	X(client)                                                                            \
+	X(command)                                                                           \
+	X(config) X(dbsize) X(decr) X(decrby) X(del) X(echo) X(exists) X(expire) X(flushall) \
+		X(flushdb) X(get) X(hello) X(incr) X(incrby) X(info) X(keys) X(mget) X(mset) \
+			X(persist) X(pexpire) X(ping) X(preserve) X(pttl) X(quit) X(scan)    \
 				X(select) X(set) X(shutdown) X(strlen) X(ttl)
 
 #define KVSTORE_DECLARE(name) void cmd_##name(struct client *c, const struct request *rq);
@@ -234,6 +237,11 @@ bool glob_match(const char *pattern, size_t plen, const char *text, size_t tlen)
 
 /** INFO: the sections asked for. The text is malloc'ed. NULL: no memory. */
 char *info_make(const struct request *rq, size_t *len);
+
+/** Log how the handover backend came to be the one it is, and what it does not do. */
+void preserve_tell(void);
+/** What the last PRESERVE PREPARE that succeeded took; -1: there was none. */
+int64_t preserve_prepare_usec(void);
 
 /* ---- cron.c ---- */
 

@@ -104,7 +104,11 @@ static int destroy_store(void)
 	struct pv_options o = store_options();
 	int err = pv_open(server.opt.store, &o, &server.store);
 
-	if (err && err != -ENOENT && err != -EBUSY && err != -EACCES && err != -EINVAL) {
+	if (err == -ENOENT) {
+		printf("there is no store %s\n", server.opt.store);
+		return 0;
+	}
+	if (err && err != -EBUSY && err != -EACCES && err != -EINVAL) {
 		log_info("store %s cannot be opened (%s); it is dropped as it is", server.opt.store,
 			 pv_last_error());
 		o.flags = PV_CREATE | PV_RESET;
@@ -160,7 +164,6 @@ static int start_loop(void)
 /* One line for whoever started us, with what there is to know. */
 static void tell_ready(void)
 {
-	static const char *const origins[] = {"created", "reattached", "relocated"};
 	struct pv_info i;
 
 	server.ready_us = clock_monotonic_us() - server.start_us;
@@ -168,8 +171,7 @@ static void tell_ready(void)
 	printf("ready port=%u bind=%s unixsocket=%s store=%s handover=%s origin=%s keys=%llu "
 	       "recovered=%llu attach_usec=%.1f exec_to_ready_usec=%lld\n",
 	       server.opt.port, server.opt.bind, server.opt.unix_path ? server.opt.unix_path : "-",
-	       server.opt.store, handover_name(i.handover),
-	       i.origin < 3 ? origins[i.origin] : "unknown",
+	       server.opt.store, handover_name(i.handover), origin_name(i.origin),
 	       (unsigned long long)pv_map_count(server.db.map), (unsigned long long)i.recovered,
 	       (double)i.attach_ns / 1000, (long long)server.ready_us);
 	fflush(stdout);
@@ -185,6 +187,7 @@ static int serve(void)
 	}
 	if (start_loop() || net_listen())
 		return 1;
+	preserve_tell();
 	tell_ready();
 	uv_run(&server.loop, UV_RUN_DEFAULT);
 	client_close_all();

@@ -48,6 +48,13 @@ const char *handover_name(uint32_t handover)
 	return handover < NHANDOVERS ? handovers[handover] : "unknown";
 }
 
+const char *origin_name(enum pv_origin origin)
+{
+	static const char *const origins[] = {"created", "reattached", "relocated"};
+
+	return origin < sizeof(origins) / sizeof(origins[0]) ? origins[origin] : "unknown";
+}
+
 static int bad(const char *option, const char *value, const char *want)
 {
 	fprintf(stderr, "kvstore: --%s %s: %s\nTry kvstore --help.\n", option, value, want);

@@ -179,6 +179,7 @@ class Server:
         self.options = list(options)
         self.handover = handover
         self.process = None
+        self.clients = []
         self.ready = {}
         self.log = os.path.join(directory, f"{store}.log")
 
@@ -203,7 +204,10 @@ class Server:
             return f.read()
 
     def client(self, unix=False, timeout=20):
-        return Client(self.unix if unix else ("127.0.0.1", self.port), timeout)
+        """A client; it is closed when the server has ended."""
+        client = Client(self.unix if unix else ("127.0.0.1", self.port), timeout)
+        self.clients.append(client)
+        return client
 
     def kill(self):
         """SIGKILL, at once."""
@@ -218,6 +222,9 @@ class Server:
     def wait(self, timeout=30):
         status = self.process.wait(timeout)
         self.process.stdout.close()
+        for client in self.clients:
+            client.close()
+        self.clients = []
         return status
 
     def restart(self):
