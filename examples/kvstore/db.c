@@ -48,6 +48,7 @@ int db_open(struct db *db, struct pv_store *store)
 	if (err)
 		return err;
 	db->root = root;
+	db->recovered_batch = db->root->batch_state != 0;
 	err = db_batch_recover(db);
 	if (err)
 		db_close(db);

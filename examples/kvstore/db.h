@@ -105,6 +105,7 @@ struct db {
 	uint64_t hits;
 	uint64_t misses;
 	uint64_t expired;
+	bool recovered_batch; /* opening found a batch that a crash had interrupted */
 };
 
 /** Open the data in a store; finishes what a crash interrupted. Errors as pv_map_open(). */
