@@ -472,15 +472,19 @@ class Small(Case):
     def test_wait_for_a_key(self):
         self.serve()
         self.oracle("load", "--keys", "3")
-        data = dict(self.server.data)
-        self.serve(data={})
-        process = self.start("wait", "--log", str(self.log), "--timeout", "10")
-        time.sleep(0.3)
-        self.assertIsNone(process.poll())
-        self.server.data.update(data)
-        out, errors = process.communicate(timeout=10)
-        self.assertEqual(process.returncode, 0, errors)
-        self.assertRegex(out, r"^usec \d{6,7}\nunix-time \d+\.\d{6}\n$")
+        for key in ("good", "wrong"):
+            server = self.serve()
+            run = server.run
+            loading = b"-LOADING the dataset is being loaded\r\n"
+            server.run = lambda words: ("apply", loading) if words[0] == b"GET" else run(words)
+            process = self.start("wait", "--log", str(self.log), "--timeout", "10")
+            time.sleep(0.3)
+            self.assertIsNone(process.poll())
+            server.run = run
+            out, errors = process.communicate(timeout=10)
+            self.assertEqual(process.returncode, 0, errors)
+            self.assertRegex(out, r"^usec \d{6,7}\nunix-time \d+\.\d{6}\nkey %s\n$" % key)
+            server.data.clear()
 
     def test_wait_in_vain(self):
         self.oracle("wait", "--timeout", "0.3", status=3)

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * wait: until a server answers. start: start one, and the same. The answer that counts is the value
- * of a key that the log says must be there, or, without a log, the reply to PING.
+ * wait: until a server answers. start: start one, and the same. The answer that counts is that to
+ * the GET of a key that the log says must be there, or, without a log, to PING. An error is no
+ * answer: it may say that the data are being loaded. A wrong value is one: the server would not
+ * correct it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,16 +26,19 @@ struct waiter {
 	struct history history;
 	uint32_t key;
 	char key_text[KEY_BYTES + 1];
+	bool good; /* the key was as it must be */
 };
 
 static bool is_expected(void *ctx, const struct reply *r)
 {
-	const struct waiter *w = ctx;
+	struct waiter *w = ctx;
 
 	if (!w->o->log)
 		return r->type == REPLY_STATUS;
-	return r->type == REPLY_BULK && r->text &&
-	       history_judge(&w->history, w->key, r->text, r->bytes, NULL) == VERDICT_GOOD;
+	if (r->type != REPLY_BULK)
+		return false;
+	w->good = history_judge(&w->history, w->key, r->text, r->bytes, NULL) == VERDICT_GOOD;
+	return true;
 }
 
 /* A key that must be there. */
@@ -85,8 +90,10 @@ static void finish(struct waiter *w, uint64_t start_ns)
 	clock_gettime(CLOCK_REALTIME, &t);
 	printf("usec %" PRIu64 "\nunix-time %lld.%06ld\n", (now - start_ns) / 1000,
 	       (long long)t.tv_sec, t.tv_nsec / 1000);
-	if (w->o->log)
+	if (w->o->log) {
+		printf("key %s\n", w->good ? "good" : "wrong");
 		history_close(&w->history);
+	}
 }
 
 int run_wait(const struct options *o)
