@@ -602,6 +602,15 @@ int pv_free(struct pv_store *s, void **dest)
 	return pv_publish(s, (struct pv_action[]){PV_STORE(dest, 0), PV_FREE(*dest)}, 2);
 }
 
+void pv_prefetch(const struct pv_store *s, const void *p)
+{
+	uint32_t bin;
+	const uint8_t *byte = slot_of(s, p, &bin);
+
+	if (byte)
+		__builtin_prefetch(byte, 1);
+}
+
 size_t pv_usable_bytes(struct pv_store *s, const void *p)
 {
 	struct pvi_object o;

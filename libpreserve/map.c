@@ -43,15 +43,21 @@ static unsigned int matches(const struct bucket_rec *b, uint64_t hash)
 	return mask;
 }
 
-void pv_map_prefetch_entry(const struct pv_map *map, uint64_t hash)
+void pv_map_prefetch_entry(const struct pv_map *map, uint64_t hash, bool change)
 {
 	const struct bucket_rec *b = map_bucket(map->rec, map_bucket_number(map->rec, hash));
 	unsigned int mask = matches(b, hash);
+	const void *entry;
 
-	if (mask)
-		__builtin_prefetch(map_word_entry(b->words[__builtin_ctz(mask)]));
-	else if (b->next)
-		__builtin_prefetch(b->next);
+	if (!mask) {
+		if (b->next)
+			__builtin_prefetch(b->next);
+		return;
+	}
+	entry = map_word_entry(b->words[__builtin_ctz(mask)]);
+	__builtin_prefetch(entry);
+	if (change)
+		pv_prefetch(map->store, entry);
 }
 
 static bool has_key(const struct pv_map *map, uint64_t word, const void *key, size_t key_bytes)

@@ -179,7 +179,7 @@ struct item *find(struct fixture *f, uint64_t number)
 
 	name(key, number);
 	pv_map_prefetch(f->map, hash);
-	pv_map_prefetch_entry(f->map, hash);
+	pv_map_prefetch_entry(f->map, hash, number % 2);
 	return pv_map_find(f->map, hash, key, strlen(key));
 }
 

@@ -307,7 +307,8 @@ static void run_batch(struct client *c, struct batch *b)
 			const struct request *rq = &b->requests[i];
 
 			if (rq->command && rq->command->first_key == 1 && rq->argc > 1)
-				pv_map_prefetch_entry(server.db.map, rq->hash);
+				pv_map_prefetch_entry(server.db.map, rq->hash,
+						      rq->command->flags & CMD_WRITE);
 		}
 	}
 	for (unsigned int i = 0; i < b->n && !c->closing; i++) {

@@ -170,7 +170,7 @@ void cmd_mget(struct client *c, const struct request *rq)
 			pv_map_prefetch(server.db.map, hash[i]);
 		}
 		for (size_t i = 0; i < n; i++)
-			pv_map_prefetch_entry(server.db.map, hash[i]);
+			pv_map_prefetch_entry(server.db.map, hash[i], false);
 		for (size_t i = 0; i < n && !c->overflow; i++) {
 			struct entry *e = db_find(&server.db, hash[i], keys[i].data, keys[i].len);
 

@@ -88,10 +88,11 @@ uint64_t pv_map_hash(const struct pv_map *map, const void *key, size_t key_bytes
 
 /**
  * The two halves of hiding memory latency, for callers that have several keys to look up: first
- * fetch the bucket of every key, then, one round later, the entry that looks like it, then look up.
+ * fetch the bucket of every key, then, one round later, the entry that looks like it (and, if it
+ * may be replaced or removed, what freeing it takes), then look up or change.
  */
 void pv_map_prefetch(const struct pv_map *map, uint64_t hash);
-void pv_map_prefetch_entry(const struct pv_map *map, uint64_t hash);
+void pv_map_prefetch_entry(const struct pv_map *map, uint64_t hash, bool change);
 
 /** The entry of this key, or NULL. Valid until a change removes it. */
 void *pv_map_find(const struct pv_map *map, uint64_t hash, const void *key, size_t key_bytes);

@@ -312,6 +312,12 @@ int pv_free(struct pv_store *store, void **dest);
  */
 size_t pv_usable_bytes(struct pv_store *store, const void *object);
 
+/**
+ * Fetch into the cache what a coming PV_LIVE or PV_FREE of `object` looks at, for callers that know
+ * several objects ahead. Changes nothing; any address is allowed. Any thread.
+ */
+void pv_prefetch(const struct pv_store *store, const void *object);
+
 /* ---- handover ------------------------------------------------------------------------------- */
 
 /**
