@@ -12,6 +12,7 @@ fi
 
 title() { printf '\n%s%s%s\n\n' "$bold" "$*" "$plain"; }
 step() { printf '  %-10s %s\n' "$1" "${*:2}"; }
+alarm() { printf '  %s%-10s%s %s\n' "$red" "$1" "$plain" "${*:2}"; }
 
 # row NAME VALUE [REMARK]: of the final table. Values are aligned at the right.
 row() { printf '  %-28s %14s%s\n' "$1" "$2" "${3:+  $dim$3$plain}"; }

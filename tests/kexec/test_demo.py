@@ -75,7 +75,7 @@ class Demo(unittest.TestCase):
             (build / name).parent.mkdir(parents=True, exist_ok=True)
         (build / "build.ninja").write_text(
             "rule none\n  command = true\n"
-            "build examples/kvstore/kvstore: none\nbuild tests/kexec/oracle: none\n"
+            "build examples/kvstore/kvstore examples/hello/hello tests/kexec/oracle: none\n"
         )
         (build / "tests/kexec/oracle").symlink_to(BUILD / "tests/kexec/oracle")
         script = build / "examples/kvstore/kvstore"

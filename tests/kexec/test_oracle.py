@@ -522,6 +522,21 @@ class Small(Case):
         self.assertEqual(status, 3)
         self.assertIn("was killed", errors)
 
+    def test_progress_on_a_terminal(self):
+        self.serve(on_write=lambda n, words: time.sleep(0.0002) or "apply")
+        ours, theirs = os.openpty()
+        for command in (["load"], ["write", "--seconds", "0.3"]):
+            subprocess.run(
+                [ORACLE, *command, "--unix", self.socket, "--log", str(self.log)],
+                stderr=theirs, stdout=subprocess.DEVNULL, check=True,
+            )
+            text = os.read(ours, 65536).decode()
+            lines = text.split("\r")
+            self.assertGreater(len(lines), 3)
+            self.assertEqual(len({len(line.rstrip()) for line in lines if line.strip()}), 1, lines)
+        os.close(ours)
+        os.close(theirs)
+
     def test_info_and_call(self):
         self.serve()
         process = self.start("info", "run_id", "other")

@@ -30,16 +30,15 @@ static void draw(struct progress *p, uint64_t done, bool last)
 {
 	double seconds = (double)(now_ns() - p->start_ns) / 1e9;
 	double rate = seconds > 0.001 ? (double)done / seconds : 0;
-	char number[32], bar[3 * BAR + 1] = "";
+	char number[32], bar[sizeof("━") * BAR + 1] = "";
+	uint64_t filled = 0;
 
-	if (p->total && p->terminal) {
-		uint64_t filled = done >= p->total ? BAR : done * BAR / p->total;
-
-		for (unsigned int i = 0; i < BAR; i++)
-			strcat(bar, i < filled ? "█" : "░");
-		strcat(bar, " ");
-	}
-	fprintf(stderr, "%s  %-10s %s%12s %s %9.0f k/s %6.1f s%s", p->terminal ? "\r" : "",
+	if (p->total)
+		filled = done >= p->total ? BAR : done * BAR / p->total;
+	/* Without a goal there is no bar; the figures still stand below each other. */
+	for (unsigned int i = 0; i < BAR && p->terminal; i++)
+		strcat(bar, !p->total ? " " : i < filled ? "━" : "─");
+	fprintf(stderr, "%s  %-10s %s%13s %s %9.0f k/s %6.1f s%s", p->terminal ? "\r" : "",
 		p->label, bar, grouped(number, sizeof(number), done), p->noun, rate / 1000, seconds,
 		last ? "\n" : "");
 	fflush(stderr);
