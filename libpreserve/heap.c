@@ -87,8 +87,11 @@ static inline uint8_t *slot_of(const struct pv_store *s, const void *p, uint32_t
 	page = pvi_store_page(s, off);
 	slab = __atomic_load_n(&page->slab, __ATOMIC_ACQUIRE);
 	in = (uint64_t) ((const uint8_t *) p - slab);
-	i = in * page->reciprocal >> 32;
-	if (pvi_unlikely(in >= page->grid_bytes || i * page->slot_bytes != in))
+	/* Atomic, as another thread may be describing the page: then `slab` was NULL, and `in` is
+	 * beyond any grid whatever is read here. */
+	i = in * __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED) >> 32;
+	if (pvi_unlikely(in >= __atomic_load_n(&page->grid_bytes, __ATOMIC_RELAXED) ||
+			 i * __atomic_load_n(&page->slot_bytes, __ATOMIC_RELAXED) != in))
 		return NULL; /* a page that is not described has no grid, and fails the first test */
 	*bin = page->bin;
 	return page->bytes + i;
@@ -114,11 +117,12 @@ static __attribute__((noinline)) int find_slow(struct pv_store *s, const void *p
 		o->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
 		return o->byte ? 0 : no_object(p);
 	}
-	if (pvi_store_page(s, off)->slab)
-		return no_object(p);
-	err = warm(s, seg, page);
-	if (err)
-		return err;
+	/* Described by now, whoever did it: another look, as slot_of() may have come too early. */
+	if (!__atomic_load_n(&pvi_store_page(s, off)->slab, __ATOMIC_ACQUIRE)) {
+		err = warm(s, seg, page);
+		if (err)
+			return err;
+	}
 	o->byte = slot_of(s, p, &o->bin);
 	return o->byte ? 0 : no_object(p);
 }

@@ -157,9 +157,9 @@ static void describe_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t
 
 	for (uint32_t i = 0; i < c->npages; i++, p++) {
 		p->bytes = pvi_slab_bytes(s, seg, page, rec);
-		p->reciprocal = c->reciprocal;
-		p->slot_bytes = c->slot_bytes;
-		p->grid_bytes = c->nslots * c->slot_bytes;
+		__atomic_store_n(&p->reciprocal, c->reciprocal, __ATOMIC_RELAXED);
+		__atomic_store_n(&p->slot_bytes, c->slot_bytes, __ATOMIC_RELAXED);
+		__atomic_store_n(&p->grid_bytes, c->nslots * c->slot_bytes, __ATOMIC_RELAXED);
 		p->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
 		__atomic_store_n(&p->slab, (uint8_t *) s->base + off, __ATOMIC_RELEASE);
 	}
@@ -288,6 +288,27 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 
 /* ---- magazines ---- */
 
+/* The first FREE byte from `from` on, or n. Eight at a time, as the loads are atomic: other threads
+ * change bytes that are not FREE meanwhile. There is nothing but the slab_rec's own room behind the
+ * bytes up to the next multiple of eight. */
+static uint32_t first_free(const uint8_t *bytes, uint32_t from, uint32_t n)
+{
+	const uint64_t ones = 0x0101010101010101ull;
+	uint64_t before = (1ull << from % 8 * 8) - 1;
+
+	for (uint32_t i = from / 8 * 8; i < n; i += 8, before = 0) {
+		uint64_t v = before | __atomic_load_n((const uint64_t *) (const void *) (bytes + i),
+						      __ATOMIC_RELAXED);
+		uint64_t zeros = (v - ones) & ~v & ones << 7;
+
+		if (zeros) {
+			i += (uint32_t) __builtin_ctzll(zeros) / 8;
+			return i < n ? i : n;
+		}
+	}
+	return n;
+}
+
 static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_slab *d,
 			   const struct pvi_class *c, struct pvi_magazine *m, uint32_t want)
 {
@@ -299,9 +320,13 @@ static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_s
 	if (want > d->nfree)
 		want = d->nfree;
 	while (got < want) {
-		if (bytes[i] != PV_SLOT_FREE) /* free slots come in runs, mostly */
-			i += (uint32_t) ((uint8_t *) memchr(bytes + i, PV_SLOT_FREE, c->nslots - i) -
-					 (bytes + i));
+		/* Free slots come in runs, mostly. */
+		if (__atomic_load_n(&bytes[i], __ATOMIC_RELAXED) != PV_SLOT_FREE)
+			i = first_free(bytes, i, c->nslots);
+		if (pvi_unlikely(i >= c->nslots)) { /* a stray store hit the bytes: no more here */
+			d->nfree = got;
+			break;
+		}
 		__atomic_store_n(&bytes[i], PV_SLOT_HELD, __ATOMIC_RELAXED);
 		m->slots[m->n + got++] =
 			(struct pvi_held){slab + (size_t) i * c->slot_bytes, &bytes[i]};

@@ -88,7 +88,8 @@ static int append(struct pv_store *s, struct pvi_thread *t, uint64_t where, uint
 	}
 	at = t->tx.log + t->tx.end;
 	*(struct tx_entry_rec *) (void *) at = (struct tx_entry_rec){where, value};
-	memcpy(at + sizeof(struct tx_entry_rec), data, bytes);
+	if (bytes)
+		memcpy(at + sizeof(struct tx_entry_rec), data, bytes);
 	*(uint64_t *) (void *) (at + need - TRAILER_BYTES) = need;
 	t->tx.end += need;
 	set_word(t->lane, PV_TX_ACTIVE, t->tx.chunk, t->tx.end);

@@ -307,6 +307,50 @@ pv_type_t store_bytes_type(struct pv_store *s, const char *name)
 	return type;
 }
 
+const struct pv_typedef store_word = PV_TYPE(struct word, "word", 1, offsetof(struct word, next));
+
+pv_type_t store_word_type(struct pv_store *s)
+{
+	pv_type_t type = 0;
+
+	assert_ok(pv_type_register(s, &store_word, &type));
+	return type;
+}
+
+struct word *store_root(struct pv_store *s)
+{
+	void *root = NULL;
+
+	assert_ok(pv_root(s, "root", store_word_type(s), sizeof(struct word), &root, NULL));
+	return root;
+}
+
+struct cells *store_cells(struct pv_store *s)
+{
+	pv_type_t type = store_bytes_type(s, "table");
+	void *root = NULL;
+
+	assert_ok(pv_root(s, "table", type, sizeof(struct cells), &root, NULL));
+	return root;
+}
+
+void *reserve_ok(struct pv_store *s, pv_type_t type, size_t bytes)
+{
+	void *p = NULL;
+
+	assert_ok(pv_reserve(s, type, bytes, &p));
+	return p;
+}
+
+void *publish_ok(struct pv_store *s, pv_type_t type, size_t bytes, void **cell)
+{
+	void *p = reserve_ok(s, type, bytes);
+
+	assert_ok(pv_publish(s, (struct pv_action[]){PV_LIVE(p), PV_STORE(cell, (uintptr_t)p)}, 2));
+	assert_ptr_equal(*cell, p);
+	return p;
+}
+
 /* ---- live objects ---- */
 
 void objects_add(struct objects *o, void *p, size_t bytes, pv_type_t type)
@@ -336,6 +380,17 @@ void objects_sort(struct objects *o)
 {
 	if (o->n)
 		qsort(o->v, o->n, sizeof(*o->v), by_address);
+}
+
+bool objects_same(const struct objects *a, const struct objects *b)
+{
+	for (size_t i = 0; i < a->n && i < b->n; i++) {
+		const struct object *x = &a->v[i], *y = &b->v[i];
+
+		if (x->p != y->p || x->bytes != y->bytes || x->type != y->type)
+			return false;
+	}
+	return a->n == b->n;
 }
 
 static int collect(void *ctx, void *p, size_t bytes, pv_type_t type)

@@ -120,6 +120,26 @@ struct pv_check_report store_sound(struct pv_store *s);
 /** Opaque bytes under this name. */
 pv_type_t store_bytes_type(struct pv_store *s, const char *name);
 
+/** The type "word", and a root of it that is made or found. */
+struct word {
+	void *next;
+	uint64_t value;
+};
+extern const struct pv_typedef store_word;
+pv_type_t store_word_type(struct pv_store *s);
+struct word *store_root(struct pv_store *s);
+
+/** Another root: pointers that a test publishes to. */
+#define CELLS 512
+struct cells {
+	void *cells[CELLS];
+};
+struct cells *store_cells(struct pv_store *s);
+
+/** pv_reserve() that fails the test; and with the object live and its address in a cell. */
+void *reserve_ok(struct pv_store *s, pv_type_t type, size_t bytes);
+void *publish_ok(struct pv_store *s, pv_type_t type, size_t bytes, void **cell);
+
 /* ---- live objects ---- */
 
 struct object {
@@ -138,6 +158,8 @@ void objects_add(struct objects *o, void *p, size_t bytes, pv_type_t type);
 void objects_free(struct objects *o);
 /** By address. */
 void objects_sort(struct objects *o);
+/** Both sorted: the same objects? */
+bool objects_same(const struct objects *a, const struct objects *b);
 /** What pv_iterate() visits, sorted. */
 void objects_live(struct objects *o, struct pv_store *s, pv_type_t type);
 

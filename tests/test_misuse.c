@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Pointers, states and actions that have to be refused: with the documented error, and every byte
+ * of the store as it was.
+ */
+#include "internal.h"
+#include "support.h"
+
+/** The bytes of a store that may not change: everything but lanes and the index. */
+struct snapshot {
+	uint8_t *bytes[8];
+};
+
+static void snapshot_take(struct snapshot *snap, const struct pv_store *s)
+{
+	for (uint32_t i = 0; i < s->nsegments; i++) {
+		const struct pvi_segment *seg = &s->segments[i];
+
+		snap->bytes[i] = malloc(seg->bytes);
+		assert_non_null(snap->bytes[i]);
+		memcpy(snap->bytes[i], seg->addr, seg->bytes);
+	}
+}
+
+static void snapshot_check(struct snapshot *snap, const struct pv_store *s)
+{
+	for (uint32_t i = 0; i < s->nsegments; i++) {
+		const struct pvi_segment *seg = &s->segments[i];
+		size_t map = PV_MAP_OFF + 8ul * seg->npages;
+		size_t pages = (size_t)seg->first_page << s->page_shift;
+
+		assert_memory_equal(snap->bytes[i], seg->addr, map);
+		assert_memory_equal(snap->bytes[i] + pages, seg->addr + pages, seg->bytes - pages);
+		free(snap->bytes[i]);
+	}
+}
+
+/* A FREE slot in the same slab as an object, which no magazine holds. */
+static void *free_slot(const struct pv_store *s, void *object)
+{
+	uint64_t off = (uintptr_t)object - s->base, rec = 0;
+	const struct pvi_segment *seg = pvi_store_segment(s, off);
+	uint8_t *byte = pvi_slab_slot(s, seg, off - seg->off, &rec);
+
+	assert_non_null(byte);
+	for (uint32_t n = 1;; n++)
+		if (byte[n] == PV_SLOT_FREE)
+			return (uint8_t *)object + n * s->classes[pvi_rec_class(rec)].slot_bytes;
+}
+
+/* A slot that a magazine holds, in the same slab. */
+static void *held_slot(const struct pv_store *s, void *object)
+{
+	uint64_t off = (uintptr_t)object - s->base, rec = 0;
+	const struct pvi_segment *seg = pvi_store_segment(s, off);
+	uint8_t *byte = pvi_slab_slot(s, seg, off - seg->off, &rec);
+
+	assert_non_null(byte);
+	for (uint32_t n = 1;; n++)
+		if (byte[n] == PV_SLOT_HELD)
+			return (uint8_t *)object + n * s->classes[pvi_rec_class(rec)].slot_bytes;
+}
+
+/* The place in a slab where its header lies. */
+static void *slab_header(const struct pv_store *s, void *object)
+{
+	uint64_t off = (uintptr_t)object - s->base, rec = 0;
+	const struct pvi_segment *seg = pvi_store_segment(s, off);
+	uint64_t seg_off = off - seg->off;
+
+	assert_non_null(pvi_slab_slot(s, seg, seg_off, &rec));
+	return seg->addr + (seg_off >> s->page_shift << s->page_shift) + pvi_rec_meta(rec);
+}
+
+enum kind { DEAD, RESERVED, LIVE };
+
+/* No operation that wants another state takes it, alone, or with others that could be done. */
+static void refuse(struct pv_store *s, struct cells *t, const char *what, void *p, enum kind kind)
+{
+	struct snapshot snap;
+	struct pv_action store = PV_STORE(&t->cells[CELLS - 1], 1);
+
+	print_message("  %s\n", what);
+	snapshot_take(&snap, s);
+	if (kind != RESERVED) {
+		assert_fails(pv_cancel(s, p), -EINVAL, "");
+		assert_fails(pv_publish(s, &PV_LIVE(p), 1), -EINVAL, "");
+		assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), store}, 2), -EINVAL,
+			     "");
+		assert_fails(pv_publish(s, (struct pv_action[]){store, PV_LIVE(p)}, 2), -EINVAL,
+			     "");
+	}
+	if (kind != LIVE) {
+		assert_fails(pv_publish(s, &PV_FREE(p), 1), -EINVAL, "");
+		assert_fails(pv_publish(s, (struct pv_action[]){store, PV_FREE(p)}, 2), -EINVAL,
+			     "");
+	}
+	if (kind == DEAD)
+		assert_int_equal(pv_usable_bytes(s, p), 0);
+	else
+		assert_int_not_equal(pv_usable_bytes(s, p), 0);
+	/* In any state: twice, and beside itself in the other role. */
+	assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), store, PV_LIVE(p)}, 3), -EINVAL,
+		     "");
+	assert_fails(pv_publish(s, (struct pv_action[]){PV_FREE(p), PV_FREE(p)}, 2), -EINVAL, "");
+	assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), store, PV_FREE(p)}, 3), -EINVAL,
+		     "");
+	assert_fails(pv_publish(s, (struct pv_action[]){PV_FREE(p), PV_LIVE(p)}, 2), -EINVAL, "");
+	snapshot_check(&snap, s);
+	store_sound(s);
+}
+
+static void wrong_pointers(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	struct cells *t = store_cells(s);
+	pv_type_t type = store_bytes_type(s, "bytes");
+	uint8_t *live = publish_ok(s, type, 100, (void **)&t->cells[0]);
+	uint8_t *large = publish_ok(s, type, 3000, (void **)&t->cells[1]);
+	uint8_t *extent = publish_ok(s, type, 40000, (void **)&t->cells[2]);
+	uint8_t *base = (uint8_t *)s->base;
+	void *heap = malloc(64);
+
+	refuse(s, t, "null", NULL, DEAD);
+	refuse(s, t, "on the stack", &live, DEAD);
+	refuse(s, t, "from malloc", heap, DEAD);
+	refuse(s, t, "before the window", base - 16, DEAD);
+	refuse(s, t, "the index", base, DEAD);
+	refuse(s, t, "the header", base + 65536, DEAD);
+	refuse(s, t, "the page map", base + 65536 + PV_MAP_OFF, DEAD);
+	refuse(s, t, "a lane", s->lanes, DEAD);
+	refuse(s, t, "no segment", base + s->window_bytes - 65536, DEAD);
+	refuse(s, t, "the window's end", base + s->window_bytes, DEAD);
+	refuse(s, t, "the end of the addresses", (void *)~15ull, DEAD);
+	refuse(s, t, "one byte in", live + 1, DEAD);
+	refuse(s, t, "a word in", live + 8, DEAD);
+	refuse(s, t, "sixteen bytes in", live + 16, DEAD);
+	refuse(s, t, "far in", large + 2048, DEAD);
+	refuse(s, t, "in an extent", extent + 16, DEAD);
+	refuse(s, t, "second page of an extent", extent + 4096, DEAD);
+	refuse(s, t, "last page of an extent", extent + 9 * 4096, DEAD);
+	refuse(s, t, "a slab's header", slab_header(s, live), DEAD);
+	refuse(s, t, "behind the slots of a slab", slab_header(s, large), DEAD);
+	refuse(s, t, "never reserved", free_slot(s, live), DEAD);
+	refuse(s, t, "held ready", held_slot(s, live), DEAD);
+	refuse(s, t, "a free page", extent + 10 * 4096, DEAD);
+	refuse(s, t, "live", live, LIVE);
+	refuse(s, t, "live and large", large, LIVE);
+	refuse(s, t, "live extent", extent, LIVE);
+	assert_int_equal(store_sound(s).live_objects, 4);
+	free(heap);
+	assert_ok(pv_close(s));
+}
+
+static void wrong_states(void **state)
+{
+	static const size_t sizes[] = {100, 3000, 40000};
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	struct cells *t = store_cells(s);
+	pv_type_t type = store_bytes_type(s, "bytes");
+	void *p, *q;
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+		print_message("%zu bytes\n", sizes[i]);
+		p = reserve_ok(s, type, sizes[i]);
+		refuse(s, t, "reserved", p, RESERVED);
+		assert_ok(pv_cancel(s, p));
+		refuse(s, t, "cancelled", p, DEAD);
+		p = publish_ok(s, type, sizes[i], &t->cells[0]);
+		refuse(s, t, "live", p, LIVE);
+		assert_ok(pv_free(s, &t->cells[0]));
+		refuse(s, t, "freed", p, DEAD);
+		/* Whatever was tried: no slot was taken twice. */
+		p = reserve_ok(s, type, sizes[i]);
+		q = reserve_ok(s, type, sizes[i]);
+		assert_ptr_not_equal(p, q);
+		assert_ok(pv_cancel(s, p));
+		assert_ok(pv_cancel(s, q));
+		/* Reserved by a process that is gone. */
+		p = reserve_ok(s, type, sizes[i]);
+		keeper_crash(k, &s);
+		s = store_attach(k, NULL);
+		/* The first look at a slab tidies it, which is a change. */
+		assert_int_equal(pv_usable_bytes(s, p), 0);
+		refuse(s, t, "reserved before the crash", p, DEAD);
+	}
+	assert_ok(pv_close(s));
+}
+
+static void wrong_actions(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	struct cells *t = store_cells(s);
+	pv_type_t type = store_bytes_type(s, "bytes");
+	uint8_t *live = publish_ok(s, type, 100, (void **)&t->cells[0]);
+	uint8_t *base = (uint8_t *)s->base;
+	struct snapshot snap;
+	void *p = reserve_ok(s, type, 100), *q = reserve_ok(s, type, 100);
+	struct {
+		struct pv_action a;
+		const char *says;
+	} bad[] = {
+		{{.op = 0, .target = live}, "action 0 is unknown"},
+		{{.op = 4, .target = live}, "action 4 is unknown"},
+		{{.op = 0xffffffff, .target = live}, "action 4294967295 is unknown"},
+		{PV_STORE(live + 1, 1), "not an aligned word"},
+		{PV_STORE(live + 4, 1), "not an aligned word"},
+		{PV_STORE(NULL, 1), "not an aligned word"},
+		{PV_STORE(&p, 1), "not an aligned word"},
+		{PV_STORE(base, 1), "not an aligned word"},
+		{PV_STORE(base + 65536, 1), "not an aligned word"},
+		{PV_STORE(base + 65536 + PV_MAP_OFF, 1), "not an aligned word"},
+		{PV_STORE(s->lanes, 1), "not an aligned word"},
+		{PV_STORE(base - 8, 1), "not an aligned word"},
+		{PV_STORE(base + s->segments[0].off + s->segments[0].bytes, 1), "aligned word"},
+		{PV_STORE(base + s->window_bytes - 8, 1), "not an aligned word"},
+		{PV_STORE(base + s->window_bytes, 1), "not an aligned word"},
+		{PV_STORE((void *)~7ull, 1), "not an aligned word"},
+	};
+
+	snapshot_take(&snap, s);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+		struct pv_action b = bad[i].a, good = PV_STORE(&t->cells[5], 5);
+
+		/* First, last, and where the short ways for the usual intents would take it. */
+		assert_fails(pv_publish(s, &b, 1), -EINVAL, bad[i].says);
+		assert_fails(pv_publish(s, (struct pv_action[]){good, b}, 2), -EINVAL, bad[i].says);
+		assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), b}, 2), -EINVAL,
+			     bad[i].says);
+		assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), b, PV_FREE(live)}, 3),
+			     -EINVAL, bad[i].says);
+		assert_fails(
+			pv_publish(s, (struct pv_action[]){PV_FREE(live), PV_LIVE(p), good, b}, 4),
+			-EINVAL, bad[i].says);
+	}
+	assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), PV_LIVE(q), PV_LIVE(p)}, 3),
+		     -EINVAL, "stands twice");
+	snapshot_check(&snap, s);
+	/* Everything that took part is still what it was. */
+	assert_ok(pv_publish(s, (struct pv_action[]){PV_LIVE(p), PV_LIVE(q), PV_FREE(live)}, 3));
+	assert_int_equal(store_sound(s).live_objects, 3);
+	assert_ok(pv_close(s));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		with_keeper(wrong_pointers),
+		with_keeper(wrong_states),
+		with_keeper(wrong_actions),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
