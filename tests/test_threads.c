@@ -300,6 +300,47 @@ static void each_frees_what_another_made(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* ---- the first look at a slab ---- */
+
+static void *look_at_all(void *arg)
+{
+	struct worker *w = arg;
+
+	pthread_barrier_wait(w->barrier);
+	for (int i = 0; i < THREADS; i++)
+		for (int c = 0; c < NCELLS; c++)
+			if (pv_usable_bytes(w->s, w->table->cells[i][c]) < 32)
+				worker_fails(w, "thread %d: %p is no object", w->number,
+					     w->table->cells[i][c]);
+	pthread_barrier_wait(w->barrier);
+	for (int c = 0; c < NCELLS; c++)
+		worker_ok(w, pv_free(w->s, &w->table->cells[w->number][c]));
+	return NULL;
+}
+
+static void cold_slabs_under_many_eyes(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = options(k);
+	struct pv_store *s = store_create(k, &o);
+
+	for (int round = 0; round < 20; round++) {
+		struct worker w[THREADS] = {0};
+		pv_type_t type = store_bytes_type(s, "bytes");
+
+		for (int i = 0; i < THREADS * NCELLS; i++)
+			assert_ok(pv_alloc(s, type, 32 + 10 * (size_t)(i % 60),
+					   &table_of(s)->cells[i % THREADS][i / THREADS]));
+		keeper_crash(k, &s);
+		s = store_attach(k, &o);
+		for (int i = 0; i < THREADS; i++)
+			w[i] = (struct worker){.s = s, .table = table_of(s)};
+		run_workers(w, THREADS, look_at_all);
+		assert_int_equal(store_sound(s).live_objects, 1);
+	}
+	assert_ok(pv_close(s));
+}
+
 /* ---- coming and going ---- */
 
 static void *short_life(void *arg)
@@ -581,6 +622,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		with_keeper(each_its_own_objects),
 		with_keeper(each_frees_what_another_made),
+		with_keeper(cold_slabs_under_many_eyes),
 		with_keeper(thousands_of_threads),
 		with_keeper(no_lane_left),
 		with_keeper(thread_outlives_stores),
