@@ -43,6 +43,12 @@ struct pvi_handover_ops {
 	 *  descriptors of the store in ascending order of tokens. */
 	int (*prepare)(struct pvi_handover *h, const struct pvi_fd *fds, unsigned int n);
 	int (*cancel)(struct pvi_handover *h);
+	/**
+	 * Is everything kept that should be? If not, hand it over again. 0: it was; 1: it was not,
+	 * at this call or at another one since the last check, and is now; negative: it is not.
+	 * Only for the process that has the store open for writing. NULL: nobody to ask.
+	 */
+	int (*check)(struct pvi_handover *h);
 	/** Drop all descriptors; the holder ends. */
 	int (*forget)(struct pvi_handover *h);
 	/** Release the handle; what is kept stays kept. */
@@ -52,7 +58,7 @@ struct pvi_handover_ops {
 /** Backends embed this as their first member. */
 struct pvi_handover {
 	const struct pvi_handover_ops *ops;
-	enum pv_handover_state state;
+	enum pv_handover_state state; /* stored atomically: pv_info_get() reads it without the lock */
 };
 
 /**

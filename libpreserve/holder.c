@@ -96,6 +96,11 @@ static int holder_cancel(struct pvi_handover *h)
 	return pvi_session_cancel(pvi_keeper_of(h));
 }
 
+static int holder_check(struct pvi_handover *h)
+{
+	return pvi_keeper_check(pvi_keeper_of(h));
+}
+
 static int holder_forget(struct pvi_handover *h)
 {
 	struct pvi_keeper *k = pvi_keeper_of(h);
@@ -118,6 +123,7 @@ static const struct pvi_handover_ops holder_ops = {
 	.drop = holder_drop,
 	.finish = holder_finish,
 	.cancel = holder_cancel,
+	.check = holder_check,
 	.forget = holder_forget,
 	.close = holder_close,
 };
@@ -131,6 +137,7 @@ static const struct pvi_handover_ops luo_ops = {
 	.finish = holder_finish,
 	.prepare = holder_prepare,
 	.cancel = holder_cancel,
+	.check = holder_check,
 	.forget = holder_forget,
 	.close = holder_close,
 };

@@ -24,6 +24,7 @@ struct pvi_keeper {
 	   before: one that is fresh will do. */
 	uint64_t holder;
 	uint64_t changes;
+	bool refilled; /* a holder was brought up to date since the last pvi_keeper_check() */
 };
 
 static inline struct pvi_keeper *pvi_keeper_of(struct pvi_handover *h)
@@ -48,6 +49,8 @@ void pvi_keeper_drop_quietly(struct pvi_keeper *k, uint64_t token, int rc);
 /** Have the holder retrieve a LUO session (HOLDER_RETRIEVE), while it keeps nothing; *status is
  *  what the kernel said. */
 int pvi_keeper_retrieve(struct pvi_keeper *k, const char *session, int device, int *status);
+/** See pvi_handover_ops.check. */
+int pvi_keeper_check(struct pvi_keeper *k);
 /** Let the holder drop everything and end. */
 int pvi_keeper_forget(struct pvi_keeper *k);
 void pvi_keeper_close(struct pvi_keeper *k);

@@ -10,7 +10,8 @@
  * started for another store of the same name: -EBUSY.
  *
  * So the death of a holder costs nothing but the time until the next request: whatever is kept or
- * dropped, or prepared, next finds a new holder and hands everything over.
+ * dropped, or prepared, next finds a new holder and hands everything over. A check is a request for
+ * nothing, made for that alone.
  *
  * A connection serves one call here and is then closed: a child that the application forks inherits
  * none, and a holder need not keep track of who is there.
@@ -99,17 +100,25 @@ static void table_clear(struct pvi_keeper *k)
 
 static void state_update(struct pvi_keeper *k)
 {
-	k->base.state = pvi_keeper_find(k, HOLDER_TOKEN_OUTGOING) >= 0 ? PV_STATE_PREPARED
-								       : PV_STATE_SERVING;
+	bool prepared = pvi_keeper_find(k, HOLDER_TOKEN_OUTGOING) >= 0;
+
+	__atomic_store_n(&k->base.state, prepared ? PV_STATE_PREPARED : PV_STATE_SERVING,
+			 __ATOMIC_RELAXED);
 }
 
 /* ---- talking ---- */
 
-/** Sends a request and remembers what the reply says of the holder. The status is in *m. */
+/**
+ * Sends a request and remembers what the reply says of the holder. The status is in *m. -ESTALE: it
+ * is not in step; a holder does not say so of a STATUS, which changes nothing, so it is done here.
+ */
 static int ask(struct pvi_keeper *k, int sock, struct holder_msg *m, int fd)
 {
 	int rc = pvi_holder_ask(&k->place, sock, m, fd, NULL);
 
+	if (rc == 0 && m->op == HOLDER_STATUS && m->status == 0 &&
+	    (m->holder != k->holder || m->changes != k->changes))
+		m->status = -ESTALE;
 	if (rc == 0 && m->status != -ESTALE) {
 		k->holder = m->holder;
 		k->changes = m->changes;
@@ -270,6 +279,8 @@ static int request(struct pvi_keeper *k, struct holder_msg *m, int fd)
 		if (rc == 0 && m->status == -ESTALE) {
 			rc = resync(k, sock);
 			close(sock);
+			if (rc == 0)
+				k->refilled = true;
 			if (rc && rc != -ECONNRESET)
 				return rc;
 			rc = -ESTALE;
@@ -330,6 +341,24 @@ int pvi_keeper_drop(struct pvi_keeper *k, uint64_t token)
 	table_erase(k, token);
 	state_update(k);
 	return 0;
+}
+
+int pvi_keeper_check(struct pvi_keeper *k)
+{
+	struct holder_msg m = {.op = HOLDER_STATUS};
+	int rc;
+
+	if (k->n == 0)
+		return 0;
+	rc = request(k, &m, -1);
+	if (rc == 0 && m.status)
+		rc = pvi_fail(m.status, "the holder of store %s does not say what it keeps: %s",
+			      k->place.name, strerror(-m.status));
+	if (rc)
+		return rc;
+	rc = k->refilled;
+	k->refilled = false;
+	return rc;
 }
 
 void pvi_keeper_drop_quietly(struct pvi_keeper *k, uint64_t token, int rc)

@@ -577,6 +577,19 @@ int pv_handover_cancel(struct pv_store *s)
 	return err;
 }
 
+int pv_handover_check(struct pv_store *s)
+{
+	int rc = 0;
+
+	if (s->readonly)
+		return pvi_fail(-EPERM, "the store was opened read-only");
+	pthread_mutex_lock(&s->handover_lock);
+	if (s->handover->ops->check)
+		rc = s->handover->ops->check(s->handover);
+	pthread_mutex_unlock(&s->handover_lock);
+	return rc;
+}
+
 int pv_info_get(struct pv_store *s, struct pv_info *out)
 {
 	*out = (struct pv_info){
@@ -603,8 +616,7 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 	out->generation = pvi_index_generation(s->index.rec);
 	memcpy(out->uuid, s->index.uuid, 16);
 	pthread_mutex_unlock(&s->index_lock);
-	pthread_mutex_lock(&s->handover_lock);
-	out->state = s->handover->state;
-	pthread_mutex_unlock(&s->handover_lock);
+	/* Whoever looks must not wait for a prepare, or for a holder that hangs. */
+	out->state = __atomic_load_n(&s->handover->state, __ATOMIC_RELAXED);
 	return 0;
 }

@@ -333,6 +333,27 @@ int pv_handover_prepare(struct pv_store *store);
 /** Undo pv_handover_prepare(): a kexec would lose the store again. Not prepared: returns 0. */
 int pv_handover_cancel(struct pv_store *store);
 
+/**
+ * Look whether the store is kept, and see to it that it is: if the holder has died, another one is
+ * started and given everything. Without this call that happens only when the store next grows, or
+ * is prepared or cancelled; until then the death of this process would lose it. Call it from a
+ * timer, about once a second, as long as the store is in use (not while shutting down: a holder
+ * that was ended on purpose would come back).
+ *
+ * Returns 0: all is kept, nothing had happened. 1: it is kept now, but the holder had died, or was
+ * not up to date, at some time since the last call. Negative: nobody keeps the store now, or it
+ * cannot be told; the store goes on working, and the next call tries again.
+ * Errors: -EACCES, -ENOENT the holder cannot be started, or its directory is not usable; -EBUSY
+ * another process has made a new store of this name meanwhile; -ETIMEDOUT the holder hangs;
+ * -EMFILE, -EPERM (PV_RDONLY), and what system calls say.
+ *
+ * Costs one exchange of messages (some 50 us). It waits for a pv_handover_prepare() or a growth that
+ * is under way, and 5 s for a holder that hangs: a program with an event loop has a thread for it.
+ * PV_HANDOVER_NONE: 0, there is nobody to ask. Crash: at most a holder that lacks something, which
+ * the death of this process then loses. Any thread.
+ */
+int pv_handover_check(struct pv_store *store);
+
 /* ---- checking ------------------------------------------------------------------------------- */
 
 struct pv_check_report {

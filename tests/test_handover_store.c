@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A store and its holder: what the death of either costs, and what pv_handover_check() makes of it.
+ * What the holder itself does is in test_handover.c.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "handover_support.h"
+
+#define OBJECT_BYTES 4096
+
+struct root {
+	void *first;
+	uint64_t count;
+};
+
+struct item {
+	void *next;
+	uint64_t number;
+	uint8_t rest[OBJECT_BYTES - 16];
+};
+
+static const struct pv_typedef root_type =
+	PV_TYPE(struct root, "root", 1, offsetof(struct root, first));
+static const struct pv_typedef item_type =
+	PV_TYPE(struct item, "item", 1, offsetof(struct item, next));
+
+/* A store of 64 KiB segments in the test's directory. */
+static int open_store(uint32_t flags, struct pv_store **s)
+{
+	struct pv_options o = test_options;
+
+	o.flags = flags;
+	o.segment_bytes = 64 << 10;
+	o.window_bytes = 16 << 20;
+	o.lanes = 4;
+	return pv_open(STORE, &o, s);
+}
+
+static uint32_t segments(struct pv_store *s)
+{
+	struct pv_info info;
+
+	pv_info_get(s, &info);
+	return info.segments;
+}
+
+static int root_of(struct pv_store *s, struct root **root)
+{
+	pv_type_t type;
+	void *found;
+	int rc = pv_type_register(s, &root_type, &type);
+
+	if (!rc)
+		rc = pv_root(s, "root", type, sizeof(struct root), &found, NULL);
+	if (!rc)
+		*root = found;
+	return rc;
+}
+
+/* One more item at the head of the list. */
+static int add(struct pv_store *s)
+{
+	struct pv_action actions[3];
+	struct root *root;
+	struct item *item;
+	pv_type_t type;
+	void *reserved;
+	int rc = root_of(s, &root);
+
+	if (!rc)
+		rc = pv_type_register(s, &item_type, &type);
+	if (!rc)
+		rc = pv_reserve(s, type, sizeof(struct item), &reserved);
+	if (rc)
+		return rc;
+	item = reserved;
+	item->next = root->first;
+	item->number = root->count;
+	actions[0] = PV_LIVE(item);
+	actions[1] = PV_STORE(&root->first, (uintptr_t)item);
+	actions[2] = PV_STORE(&root->count, root->count + 1);
+	return pv_publish(s, actions, 3);
+}
+
+/* Adds items until there is one segment more; returns 0 with their number in the store. */
+static int grow(struct pv_store *s, uint64_t *count)
+{
+	uint32_t before = segments(s);
+	struct root *root;
+	int rc = 0;
+
+	while (!rc && segments(s) == before)
+		rc = add(s);
+	if (!rc)
+		rc = root_of(s, &root);
+	if (!rc)
+		*count = root->count;
+	return rc;
+}
+
+/* All items are there, and the store is sound. */
+static bool holds(struct pv_store *s, uint64_t count)
+{
+	struct pv_check_report report;
+	struct root *root;
+	const struct item *item;
+	uint64_t left = count;
+
+	if (root_of(s, &root) || root->count != count)
+		return false;
+	for (item = root->first; item && left; item = item->next)
+		if (item->number != --left)
+			return false;
+	return !item && left == 0 && pv_check(s, NULL, NULL, &report) == 0 && report.problems == 0;
+}
+
+/* The store is what a process that was killed has left; it is opened, looked at and closed. */
+static void expect_attach(uint64_t count, uint32_t nsegments)
+{
+	struct pv_store *s;
+
+	if (open_store(0, &s))
+		fail_msg("attach: %s", pv_last_error());
+	assert_int_equal(segments(s), nsegments);
+	assert_true(holds(s, count));
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(pv_close(s), 0);
+}
+
+static void kill_holder(void)
+{
+	pid_t pid = test_holder_pid();
+
+	assert_true(pid > 0);
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_true(test_gone(pid, 2000));
+}
+
+static void expect_killed(pid_t child)
+{
+	int status;
+
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
+static bool wait_byte(int fd)
+{
+	char c;
+
+	return read(fd, &c, 1) == 1;
+}
+
+/* ---- pv_handover_check() ---- */
+
+static void check_replaces_a_dead_holder(void **state)
+{
+	int up[2], down[2];
+	uint64_t count = 0;
+	struct pv_store *s;
+	pid_t child, first;
+
+	assert_int_equal(pipe2(up, O_CLOEXEC), 0);
+	assert_int_equal(pipe2(down, O_CLOEXEC), 0);
+	child = test_fork();
+	if (child == 0) {
+		TEST_CHILD_CHECK(open_store(PV_CREATE, &s) == 0);
+		TEST_CHILD_CHECK(pv_handover_check(s) == 0);
+		TEST_CHILD_CHECK(grow(s, &count) == 0);
+		TEST_CHILD_CHECK(pv_handover_check(s) == 0);
+		TEST_CHILD_CHECK(write(up[1], &count, sizeof(count)) == sizeof(count));
+		TEST_CHILD_CHECK(wait_byte(down[0]));
+		TEST_CHILD_CHECK(pv_handover_check(s) == 1);
+		TEST_CHILD_CHECK(pv_handover_check(s) == 0);
+		raise(SIGKILL);
+	}
+	assert_int_equal(read(up[0], &count, sizeof(count)), sizeof(count));
+	first = test_holder_pid();
+	kill_holder();
+	assert_int_equal(write(down[1], "x", 1), 1);
+	expect_killed(child);
+	assert_int_not_equal(test_holder_pid(), first);
+	expect_attach(count, 2);
+	for (int i = 0; i < 2; i++) {
+		close(up[i]);
+		close(down[i]);
+	}
+}
+
+/* A growth that found the holder dead has replaced it: the next check says so. */
+static void check_tells_what_growth_found(void **state)
+{
+	struct pv_store *s;
+	uint64_t count;
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	kill_holder();
+	assert_int_equal(grow(s, &count), 0);
+	assert_int_equal(pv_handover_check(s), 1);
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(pv_close(s), 0);
+	expect_attach(count, 2);
+}
+
+/* One that has lost, or gained, something without our knowledge is put right, not replaced. */
+static void check_corrects_a_living_holder(void **state)
+{
+	struct pvi_handover *h = test_open();
+	struct pv_store *s;
+	struct pvi_fd *fds;
+	unsigned int n;
+	bool from_kexec;
+	uint64_t count;
+	pid_t pid;
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	assert_int_equal(grow(s, &count), 0);
+	pid = test_holder_pid();
+	assert_int_equal(h->ops->fetch(h, &fds, &n, &from_kexec), 0);
+	assert_int_equal(n, 3);
+	test_release(fds, n);
+	assert_int_equal(h->ops->drop(h, 2), 0);
+	assert_int_equal(test_keep(h, 7, 7), 0);
+	h->ops->close(h);
+	assert_int_equal(pv_handover_check(s), 1);
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(test_holder_pid(), pid);
+	assert_true(test_open_files_become(pid, 1 + 3));
+	assert_int_equal(pv_close(s), 0);
+	expect_attach(count, 2);
+}
+
+static void check_without_a_holder(void **state)
+{
+	struct pv_store *s;
+	struct root *root;
+	uint32_t before;
+	char path[128];
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	assert_int_equal(add(s), 0);
+	before = segments(s);
+	kill_holder();
+	/* What stands in the way of a new one: a directory at the socket's place. */
+	snprintf(path, sizeof(path), "%s/" STORE ".sock", test_options.runtime_dir);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(mkdir(path, 0700), 0);
+	for (int i = 0; i < 2; i++) {
+		assert_true(pv_handover_check(s) < 0);
+		assert_non_null(strstr(pv_last_error(), path));
+	}
+	/* The store goes on, as long as it has room. */
+	assert_int_equal(add(s), 0);
+	assert_int_equal(add(s), 0);
+	assert_int_equal(root_of(s, &root), 0);
+	assert_int_equal(root->count, 3);
+	assert_true(holds(s, 3));
+	assert_int_equal(segments(s), before);
+	assert_int_equal(rmdir(path), 0);
+	assert_int_equal(pv_handover_check(s), 1);
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(pv_close(s), 0);
+	expect_attach(3, before);
+}
+
+/* A hanging holder is waited for, but not by those who only look. */
+static void check_of_a_hanging_holder(void **state)
+{
+	struct pv_store *s;
+	pid_t pid;
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	pid = test_holder_pid();
+	assert_int_equal(kill(pid, SIGSTOP), 0);
+	assert_int_equal(pv_handover_check(s), -ETIMEDOUT);
+	assert_non_null(strstr(pv_last_error(), "has not answered"));
+	assert_int_equal(kill(pid, SIGCONT), 0);
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(pv_close(s), 0);
+}
+
+/* Somebody has made another store of the name: neither is to be harmed. */
+static void check_beside_a_namesake(void **state)
+{
+	struct pv_store *s, *other;
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	assert_int_equal(add(s), 0);
+	kill_holder();
+	assert_int_equal(open_store(PV_CREATE, &other), 0);
+	assert_int_equal(pv_handover_check(s), -EBUSY);
+	assert_non_null(strstr(pv_last_error(), "another process has made a new store"));
+	assert_int_equal(pv_handover_check(other), 0);
+	assert_true(holds(s, 1));
+	assert_int_equal(pv_close(s), 0);
+	assert_int_equal(pv_close(other), 0);
+	expect_attach(0, 1);
+}
+
+static void check_by_whom_there_is_nothing_to_ask(void **state)
+{
+	struct pv_store *s, *reader;
+	struct pv_options none = {
+		.size = sizeof(none), .flags = PV_CREATE, .handover = PV_HANDOVER_NONE};
+
+	assert_int_equal(pv_open("other", &none, &s), 0);
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(pv_close(s), 0);
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	assert_int_equal(pv_close(s), 0);
+	assert_int_equal(open_store(PV_RDONLY, &reader), 0);
+	kill_holder();
+	assert_int_equal(pv_handover_check(reader), -EPERM);
+	assert_int_equal(test_holder_pid(), 0);
+	assert_int_equal(pv_close(reader), 0);
+}
+
+#define CASE(function) cmocka_unit_test_setup_teardown(function, test_setup, test_teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		CASE(check_replaces_a_dead_holder),
+		CASE(check_tells_what_growth_found),
+		CASE(check_corrects_a_living_holder),
+		CASE(check_without_a_holder),
+		CASE(check_of_a_hanging_holder),
+		CASE(check_beside_a_namesake),
+		CASE(check_by_whom_there_is_nothing_to_ask),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
