@@ -634,6 +634,24 @@ int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec)
 	return 0;
 }
 
+bool pvi_index_staged_sound(const struct pvi_index *idx, uint64_t generation)
+{
+	struct index_rec rec = *idx->rec;
+	struct pvi_index next;
+	bool same;
+
+	rec.commit = commit_word(rec.uuid, generation);
+	if (pvi_index_read(&next, idx->fd, &rec))
+		return false;
+	same = next.bytes == idx->bytes && next.base == idx->base &&
+	       next.window_bytes == idx->window_bytes && next.granule_bytes == idx->granule_bytes &&
+	       next.page_bytes == idx->page_bytes && next.nlanes == idx->nlanes &&
+	       next.ntypes == idx->ntypes && next.nsegments == idx->nsegments &&
+	       memcmp(next.segments, idx->segments, idx->nsegments * sizeof(*idx->segments)) == 0;
+	pvi_index_free(&next);
+	return same;
+}
+
 int pv_index_dump(struct pv_store *s, void **buf, size_t *bytes)
 {
 	uint32_t slot_bytes = s->index.rec->slot_bytes;

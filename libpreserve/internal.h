@@ -56,6 +56,8 @@ int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 void pvi_index_commit(struct pvi_index *idx, uint64_t generation);
 /** Does the mapped slot for this generation hold a sound FDT? */
 bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation);
+/** Can the index staged for this generation be read, and is it idx but for roots? */
+bool pvi_index_staged_sound(const struct pvi_index *idx, uint64_t generation);
 
 /* ---- lock.c: one writer ---- */
 

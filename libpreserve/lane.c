@@ -129,7 +129,7 @@ bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 	if (op_of(a) == PV_DO_FLIP)
 		return off == 0 &&
 		       (a->value == gen ||
-			(a->value == gen + 1 && pvi_index_slot_sound(s->index.rec, gen + 1)));
+			(a->value == gen + 1 && pvi_index_staged_sound(&s->index, gen + 1)));
 	seg = pvi_store_segment(s, off);
 	if (!seg || off - seg->off < (uint64_t) seg->first_page << s->page_shift)
 		return false;
