@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include <preserve/preserve.h>
 
@@ -16,6 +17,12 @@ static _Thread_local char last_error[512] = "no error";
 const char *pv_last_error(void)
 {
 	return last_error;
+}
+
+_Noreturn void pvi_debug_failed(const char *condition, const char *file, int line)
+{
+	fprintf(stderr, "libpreserve: %s:%d: %s does not hold\n", file, line, condition);
+	abort();
 }
 
 int pvi_fail(int err, const char *format, ...)

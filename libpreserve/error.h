@@ -8,4 +8,17 @@
  */
 __attribute__((format(printf, 2, 3), cold)) int pvi_fail(int err, const char *format, ...);
 
+/**
+ * What the fast paths take for granted, checked in builds with -Ddebug-checks=true, whether or not
+ * assert() is on. A slot that does not hold is a slot handed out twice or a stray write: abort with
+ * the place.
+ */
+#ifdef PVI_DEBUG_CHECKS
+#define pvi_debug_check(condition)                                                                 \
+	((condition) ? (void) 0 : pvi_debug_failed(#condition, __FILE__, __LINE__))
+#else
+#define pvi_debug_check(condition) ((void) 0)
+#endif
+_Noreturn void pvi_debug_failed(const char *condition, const char *file, int line);
+
 #endif

@@ -168,6 +168,7 @@ static inline void *take_slot(struct pvi_magazine *m)
 {
 	struct pvi_held *held = &m->slots[--m->n];
 
+	pvi_debug_check(__atomic_load_n(held->byte, __ATOMIC_RELAXED) == PV_SLOT_HELD);
 	__atomic_store_n(held->byte, PV_SLOT_RESERVED, __ATOMIC_RELAXED);
 	return held->object;
 }
@@ -228,6 +229,16 @@ int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 
 /* ---- freed slots ---- */
 
+/* What a magazine takes is held by this process and by no other magazine; not twice by this one. */
+static inline void check_kept(const struct pvi_magazine *m, const struct pvi_held *held)
+{
+	pvi_debug_check(__atomic_load_n(held->byte, __ATOMIC_RELAXED) == PV_SLOT_HELD);
+#ifdef PVI_DEBUG_CHECKS
+	for (uint32_t i = 0; i < m->n; i++)
+		pvi_debug_check(m->slots[i].byte != held->byte);
+#endif
+}
+
 static __attribute__((noinline)) void keep_slot_slow(struct pv_store *s, struct pvi_thread *t,
 						      uint32_t bin, struct pvi_held held)
 {
@@ -242,8 +253,10 @@ static __attribute__((noinline)) void keep_slot_slow(struct pv_store *s, struct 
 	else if (m->n == m->limit)
 		pvi_slab_flush(s, t, m, (m->limit + 1) / 2);
 	pthread_mutex_unlock(&s->heap_lock);
-	if (m)
+	if (m) {
+		check_kept(m, &held);
 		m->slots[m->n++] = held;
+	}
 }
 
 static inline void keep_slot(struct pv_store *s, struct pvi_thread *t, uint32_t bin,
@@ -254,6 +267,7 @@ static inline void keep_slot(struct pv_store *s, struct pvi_thread *t, uint32_t 
 	if (pvi_likely(bin < t->nbins)) {
 		m = t->magazines[bin];
 		if (pvi_likely(m->n < m->limit)) {
+			check_kept(m, &held);
 			m->slots[m->n++] = held;
 			return;
 		}

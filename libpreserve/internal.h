@@ -82,6 +82,7 @@ static inline void pvi_barrier(void)
 /** From here on a crash makes recovery do the lane's first n actions. */
 static inline void pvi_lane_begin(struct lane_rec *lane, uint64_t n)
 {
+	pvi_debug_check(lane->count == 0);
 	pvi_barrier();
 	__atomic_store_n(&lane->count, n, __ATOMIC_RELAXED);
 	pvi_barrier();

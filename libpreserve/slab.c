@@ -425,6 +425,7 @@ void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazin
 		page -= pvi_rec_back(rec);
 		d = &seg->slabs[page];
 		i = (uint32_t) (m->slots[k].byte - pvi_slab_bytes(s, seg, page, rec));
+		pvi_debug_check(*m->slots[k].byte == PV_SLOT_HELD && d->nfree < c->usable);
 		__atomic_store_n(m->slots[k].byte, PV_SLOT_FREE, __ATOMIC_RELAXED);
 		d->nfree++;
 		if (i < d->cursor)
