@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Images made to deceive: what test_image.c flips at random is here changed on purpose, and checksums
+ * are computed anew, so that the checks behind them are reached. An input is a list of changes to
+ * the memfds of a small store: words of headers, properties of the index, entries of page maps, intents,
+ * transaction logs, an index staged for a lane to put in force. Then the store is opened and used.
+ *
+ * Right is: a refusal that leaves every byte of the image as it was, or a store that can be checked,
+ * walked, used, closed and opened again without a crash. Sanitizers and the caller see the rest.
+ *
+ * The same function serves libFuzzer and replay.c. Nothing in it depends on anything but the input.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <libfdt.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <preserve/tx.h>
+
+#include "fuzz.h"
+#include "internal.h"
+
+enum { MEMFDS_MAX = 8, GROWN_MAX = 16, LANES = 4, CHANGES_MAX = 12, SLOTS = 64 };
+
+/* The first byte of an input. */
+enum { INPUT_RDONLY = 1, INPUT_KEEP_CHECKSUMS = 2 };
+
+static struct {
+	unsigned int n;
+	int fds[MEMFDS_MAX]; /* by token */
+	size_t bytes[MEMFDS_MAX];
+	uint8_t *now[MEMFDS_MAX]; /* mapped */
+	uint8_t *pristine[MEMFDS_MAX];
+	uint8_t *before[MEMFDS_MAX]; /* as it was handed to pv_open() */
+} image;
+
+/* Descriptors of segments that a run has added. */
+static int grown[GROWN_MAX];
+static unsigned int ngrown;
+
+static const struct pv_typedef node_type = {
+	.name = "node", .version = 1, .bytes = 32, .pointers = (const uint32_t[]){0, 8}, .npointers = 2};
+static const struct pv_typedef bytes_type = PV_TYPE_BYTES("bytes", 1);
+
+static void must(int condition, const char *what)
+{
+	if (condition)
+		return;
+	fprintf(stderr, "fuzz_image: %s; last error: %s\n", what, pv_last_error());
+	abort();
+}
+
+/* ---- the image ---- */
+
+static int keep(void *ctx, enum pv_keep what, uint64_t token, int fd)
+{
+	int copy;
+
+	if (what == PV_KEEP_DROP)
+		return 0;
+	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	must(copy >= 0, "no descriptors");
+	if (ctx) { /* while the pristine store is made */
+		must(token < MEMFDS_MAX, "too many segments");
+		image.fds[token] = copy;
+		image.n = image.n > token ? image.n : (unsigned int)token + 1;
+		return 0;
+	}
+	if (ngrown == GROWN_MAX) {
+		close(copy);
+		return -ENOSPC;
+	}
+	grown[ngrown++] = copy;
+	return 0;
+}
+
+static struct pv_options options(uint32_t flags)
+{
+	return (struct pv_options){
+		.size = sizeof(struct pv_options),
+		.flags = flags,
+		.handover = PV_HANDOVER_NONE,
+		.window_bytes = 16 << 20,
+		.segment_bytes = 64 << 10,
+		.lanes = LANES,
+		.fds = image.fds,
+		.nfds = image.n,
+		.keep = keep,
+	};
+}
+
+static void fill(struct pv_store *s)
+{
+	static const size_t sizes[] = {32, 64, 200, 700, 9000, 40000};
+	pv_type_t node, bytes;
+	void **root;
+
+	must(pv_type_register(s, &node_type, &node) == 0, "pv_type_register");
+	must(pv_type_register(s, &bytes_type, &bytes) == 0, "pv_type_register");
+	must(pv_root(s, "root", bytes, SLOTS * sizeof(void *), (void **)&root, NULL) == 0, "pv_root");
+	for (unsigned int i = 0; i < 30; i++)
+		must(pv_alloc(s, i % 6 ? bytes : node, sizes[i % 5], &root[i]) == 0, "pv_alloc");
+	must(pv_alloc(s, bytes, sizes[5], &root[30]) == 0, "pv_alloc");
+}
+
+static void make_image(void)
+{
+	struct pv_options o = options(PV_CREATE);
+	struct pv_store *s;
+
+	o.keep_ctx = &image;
+	must(pv_open("fuzz", &o, &s) == 0, "pv_open");
+	fill(s);
+	pv_close(s);
+	for (unsigned int i = 0; i < image.n; i++) {
+		size_t n = image.bytes[i] = (size_t)lseek(image.fds[i], 0, SEEK_END);
+
+		image.now[i] = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, image.fds[i], 0);
+		image.pristine[i] = malloc(n);
+		image.before[i] = malloc(n);
+		must(image.now[i] != MAP_FAILED && image.pristine[i] && image.before[i], "no memory");
+		memcpy(image.pristine[i], image.now[i], n);
+	}
+}
+
+static bool untouched(void)
+{
+	for (unsigned int i = 0; i < image.n; i++)
+		if (memcmp(image.now[i], image.before[i], image.bytes[i]) != 0)
+			return false;
+	return true;
+}
+
+/* ---- the input ---- */
+
+struct input {
+	const uint8_t *at;
+	size_t left;
+};
+
+static uint64_t take(struct input *in, unsigned int bytes)
+{
+	uint64_t v = 0;
+
+	for (unsigned int i = 0; i < bytes && in->left; i++, in->left--)
+		v |= (uint64_t)*in->at++ << (8 * i);
+	return v;
+}
+
+/* A word that is likely to be at some limit. */
+static uint64_t take_word(struct input *in)
+{
+	unsigned int kind = (unsigned int)take(in, 1);
+
+	switch (kind % 8) {
+	case 0:
+		return kind / 8;
+	case 1:
+		return ~(uint64_t)(kind / 8);
+	case 2:
+		return 1ull << (take(in, 1) % 64);
+	case 3:
+		return (1ull << (take(in, 1) % 64)) - 1;
+	case 4:
+		return take(in, 2) << (4 * (kind / 8 % 13));
+	case 5:
+		return take(in, 3);
+	default:
+		return take(in, 8);
+	}
+}
+
+/* ---- changes ---- */
+
+static struct index_rec *header(void)
+{
+	return (struct index_rec *)(void *)image.now[0];
+}
+
+/* The slot in force of the pristine image (0), or the other one. */
+static struct index_slot_rec *slot(unsigned int other)
+{
+	const struct index_rec *pristine = (const void *)image.pristine[0];
+	uint64_t generation = pristine->commit & PV_COMMIT_GENERATION_MASK;
+
+	return (struct index_slot_rec *)(void *)(image.now[0] + PV_INDEX_HEADER_BYTES +
+						 ((generation + other) & 1) * pristine->slot_bytes);
+}
+
+static void change_property(struct input *in)
+{
+	void *fdt = slot((unsigned int)take(in, 1) % 4 == 3) + 1;
+	unsigned int nodes = (unsigned int)take(in, 1) % 16, props = (unsigned int)take(in, 1) % 12;
+	uint64_t value = take_word(in);
+	struct fdt_property *p;
+	int node = 0, depth = 0, at, next, len;
+
+	if (fdt_check_header(fdt) != 0)
+		return;
+	while (nodes-- && node >= 0)
+		node = fdt_next_node(fdt, node, &depth);
+	at = fdt_first_property_offset(fdt, node < 0 ? 0 : node);
+	while (at >= 0 && props-- && (next = fdt_next_property_offset(fdt, at)) >= 0)
+		at = next;
+	p = at >= 0 ? (struct fdt_property *)(uintptr_t)fdt_get_property_by_offset(fdt, at, &len) : NULL;
+	if (!p)
+		return;
+	if (len >= 8)
+		fdt64_st(p->data, value);
+	else if (len >= 4)
+		fdt32_st(p->data, (uint32_t)value);
+}
+
+static unsigned int take_segment(struct input *in)
+{
+	return 1 + (unsigned int)take(in, 1) % (image.n - 1);
+}
+
+static void change_map(struct input *in)
+{
+	unsigned int i = take_segment(in);
+	uint64_t *map = (uint64_t *)(void *)(image.now[i] + PV_MAP_OFF);
+	uint64_t npages = image.bytes[i] / 4096;
+	uint64_t *entry = &map[take(in, 1) % npages];
+	unsigned int how = (unsigned int)take(in, 1);
+
+	if (how & 1)
+		*entry = map[take(in, 1) % npages]; /* a right one at a wrong place */
+	if (how & 2)
+		*entry ^= 1ull << (take(in, 1) % 64);
+	if (how & 4)
+		*entry = take_word(in);
+}
+
+static struct lane_rec *take_lane(struct input *in)
+{
+	const struct segment_rec *pristine = (const void *)image.pristine[1];
+
+	return (struct lane_rec *)(void *)(image.now[1] + pristine->lanes_off) + take(in, 1) % LANES;
+}
+
+/* An offset that is likely to lie in the store. */
+static uint64_t take_off(struct input *in)
+{
+	uint64_t v = take(in, 3);
+
+	return v & 1 ? v >> 1 : (v >> 1) & ~7ull;
+}
+
+static void change_intent(struct input *in)
+{
+	struct lane_rec *lane = take_lane(in);
+	unsigned int n = (unsigned int)take(in, 1) % 4;
+
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t op = take(in, 1) % 10, off = op == PV_DO_FLIP ? 0 : take_off(in);
+
+		lane->actions[i].where = op << PV_DO_OP_SHIFT | off;
+		lane->actions[i].value = op == PV_DO_SLOT ? take(in, 1) % 6 : take_word(in);
+	}
+	lane->count = n;
+}
+
+static void change_log(struct input *in)
+{
+	struct lane_rec *lane = take_lane(in);
+	uint64_t state = take(in, 1), end = 0, n = take(in, 1) % 4;
+
+	while (n--) {
+		uint64_t op = take(in, 1), data = 8 * (take(in, 1) % 4);
+		struct tx_entry_rec e = {(op & 8 ? PV_DO_UNDO : op % 6) << PV_DO_OP_SHIFT | take_off(in),
+					 op & 8 ? data : take_word(in)};
+		uint64_t length = sizeof(e) + (op & 8 ? data : 0) + 8;
+
+		memcpy(lane->log + end, &e, sizeof(e));
+		memset(lane->log + end + sizeof(e), (int)op, length - 8 - sizeof(e));
+		if (op & 64)
+			length ^= take_word(in);
+		memcpy(lane->log + end + sizeof(e) + (op & 8 ? data : 0), &length, 8);
+		end += sizeof(e) + (op & 8 ? data : 0) + 8;
+	}
+	for (unsigned int i = 0; i < 3 && state & 64; i++)
+		lane->chunks[i] = (struct tx_chunk_rec){take_off(in), take_word(in), take_word(in)};
+	lane->tx = (state & 3) | (state >> 2 & 3) << PV_TX_CHUNK_SHIFT |
+		   (state & 128 ? take_word(in) : end) << PV_TX_END_SHIFT;
+}
+
+/* What a root's creation leaves: the next index in the other slot, and an intent to put it in force. */
+static void change_staged(struct input *in)
+{
+	const struct index_rec *pristine = (const void *)image.pristine[0];
+	uint64_t generation = (pristine->commit & PV_COMMIT_GENERATION_MASK) + 1;
+	struct index_slot_rec *next = slot(1);
+	struct lane_rec *lane = take_lane(in);
+
+	memcpy(next, slot(0), pristine->slot_bytes);
+	next->generation = generation;
+	if (fdt_check_header(next + 1) == 0)
+		fdt_setprop_inplace_u64(next + 1, 0, "generation", generation);
+	lane->actions[0] = (struct action_rec){(uint64_t)PV_DO_FLIP << PV_DO_OP_SHIFT, generation};
+	lane->count = 1;
+}
+
+static void change_word(struct input *in)
+{
+	unsigned int i = (unsigned int)take(in, 1) % image.n;
+	size_t at = take(in, 3) % (image.bytes[i] / 8);
+
+	((uint64_t *)(void *)image.now[i])[at] = take_word(in);
+}
+
+static void change_header(struct input *in)
+{
+	unsigned int i = (unsigned int)take(in, 1) % image.n;
+
+	((uint32_t *)(void *)image.now[i])[take(in, 1) % 30] = (uint32_t)take_word(in);
+}
+
+static void change(struct input *in)
+{
+	static void (*const changes[])(struct input *) = {
+		change_property, change_property, change_map,	 change_map, change_intent,
+		change_log,	 change_staged,	  change_header, change_word};
+
+	changes[take(in, 1) % (sizeof(changes) / sizeof(changes[0]))](in);
+}
+
+static void compute_checksums(void)
+{
+	struct index_rec *rec = header();
+	uint64_t generation = rec->commit & PV_COMMIT_GENERATION_MASK;
+
+	rec->checksum = XXH3_64bits(rec, offsetof(struct index_rec, checksum));
+	rec->commit = generation | XXH3_64bits_withSeed(rec->uuid, sizeof(rec->uuid), generation) >>
+					   PV_COMMIT_CHECK_SHIFT << PV_COMMIT_CHECK_SHIFT;
+	for (unsigned int i = 0; i < 2; i++) {
+		struct index_slot_rec *s = slot(i);
+		uint32_t room = ((const struct index_rec *)(const void *)image.pristine[0])->slot_bytes;
+
+		if (s->bytes <= room - sizeof(*s))
+			s->checksum = XXH3_64bits_withSeed(s + 1, s->bytes, s->generation);
+	}
+	for (unsigned int i = 1; i < image.n; i++) {
+		struct segment_rec *seg = (struct segment_rec *)(void *)image.now[i];
+
+		seg->checksum = XXH3_64bits(seg, offsetof(struct segment_rec, checksum));
+	}
+}
+
+/* ---- use ---- */
+
+static void listen(void *ctx, const char *line)
+{
+}
+
+static int touch(void *ctx, void *object, size_t bytes, pv_type_t type)
+{
+	const volatile uint8_t *p = object;
+
+	*(unsigned int *)ctx += p[0] + p[bytes - 1];
+	return 0;
+}
+
+static void look(struct pv_store *s)
+{
+	struct pv_check_report report;
+	unsigned int sum = 0;
+	struct pv_info info;
+
+	pv_check(s, listen, NULL, &report);
+	pv_iterate(s, 0, touch, &sum);
+	pv_info_get(s, &info);
+}
+
+static void use_objects(struct pv_store *s, pv_type_t type, void **root)
+{
+	static const size_t sizes[] = {16, 64, 200, 700, 9000, 40000, 90000};
+	void *object;
+
+	for (unsigned int i = 0; i < SLOTS / 2; i++) {
+		pv_usable_bytes(s, root[i]);
+		if (i & 1)
+			pv_free(s, &root[i]);
+	}
+	for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		if (pv_reserve(s, type, sizes[i], &object))
+			continue;
+		memset(object, 1, sizes[i]);
+		if (pv_publish(s,
+			       (struct pv_action[]){PV_LIVE(object),
+						    PV_STORE(&root[40 + i], (uintptr_t)object)},
+			       2))
+			pv_cancel(s, object);
+	}
+	pv_tx_begin(s);
+	if (pv_tx_add(s, root, 64) == 0)
+		root[0] = NULL;
+	if (pv_tx_alloc(s, type, 48, &object) == 0)
+		root[1] = object;
+	pv_tx_free(s, root[41]);
+	pv_tx_commit(s);
+}
+
+static void use(struct pv_store *s)
+{
+	static const struct pv_typedef other_type = PV_TYPE_BYTES("other", 1);
+	pv_type_t bytes = 0, other = 0;
+	void **root, *another;
+
+	if (pv_type_register(s, &bytes_type, &bytes) == 0 &&
+	    pv_root(s, "root", bytes, SLOTS * sizeof(void *), (void **)&root, NULL) == 0)
+		use_objects(s, bytes, root);
+	if (pv_type_register(s, &other_type, &other) == 0)
+		pv_root(s, "another", other, 100, &another, NULL);
+}
+
+static void run(uint32_t flags)
+{
+	struct pv_options o = options(flags);
+	struct pv_store *s;
+
+	for (unsigned int i = 0; i < image.n; i++)
+		memcpy(image.before[i], image.now[i], image.bytes[i]);
+	if (pv_open("fuzz", &o, &s)) {
+		must(untouched(), "pv_open() refused the image and changed it");
+		return;
+	}
+	look(s);
+	if (flags & PV_RDONLY) {
+		must(untouched(), "a read-only handle changed the image");
+	} else {
+		use(s);
+		look(s);
+	}
+	pv_close(s);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct input in = {data, size};
+	unsigned int flags;
+
+	if (!image.n)
+		make_image();
+	for (unsigned int i = 0; i < image.n; i++)
+		memcpy(image.now[i], image.pristine[i], image.bytes[i]);
+	flags = (unsigned int)take(&in, 1);
+	for (unsigned int i = 0; i < CHANGES_MAX && in.left; i++)
+		change(&in);
+	if (!(flags & INPUT_KEEP_CHECKSUMS))
+		compute_checksums();
+	run(flags & INPUT_RDONLY ? PV_RDONLY : 0);
+	if (!(flags & INPUT_RDONLY) && !ngrown)
+		run(0); /* what the use left behind; without segments that joined meanwhile it is refused */
+	while (ngrown)
+		close(grown[--ngrown]);
+	return 0;
+}
