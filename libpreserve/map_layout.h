@@ -78,6 +78,9 @@ struct pv_map {
 	struct pv_store *store;
 	struct map_root_rec *root;
 	struct map_rec *rec; /* root->current */
+	/* A reserved, empty table for the next pv_map_clear(), which must not fail for want of
+	   memory: emptying is what one does about it. */
+	struct map_rec *spare;
 	uint64_t seed;
 	const void *(*key)(const void *entry, size_t *key_bytes);
 	uint64_t (*hash)(const void *key, size_t key_bytes, uint64_t seed);
@@ -174,8 +177,15 @@ int map_change_push(struct pv_map_change *c, struct pv_action action);
 uint64_t map_change_peek(const struct pv_map_change *c, const uint64_t *word);
 /** Plan the removal of the entry that `word` of bucket `b` names, keeping the chain dense. */
 int map_change_unlink(struct pv_map_change *c, struct bucket_rec *b, uint64_t *word);
+
+/* ---- map_open.c ---- */
+
 /** Fill a fresh map_rec with its first chunk, both reserved and not yet live. */
 int map_make_rec(struct pv_map *map, struct map_rec **out);
+/** Give such a map_rec back. */
+void map_drop_rec(struct pv_map *map, struct map_rec *rec);
+/** Have a spare, if there is memory for it. */
+void map_have_spare(struct pv_map *map);
 
 /* ---- map_grow.c ---- */
 

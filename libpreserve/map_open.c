@@ -73,6 +73,18 @@ int map_make_rec(struct pv_map *map, struct map_rec **out)
 	return 0;
 }
 
+void map_drop_rec(struct pv_map *map, struct map_rec *rec)
+{
+	pv_cancel(map->store, rec->small[0]);
+	pv_cancel(map->store, rec);
+}
+
+void map_have_spare(struct pv_map *map)
+{
+	if (!map->spare && map_make_rec(map, &map->spare))
+		map->spare = NULL;
+}
+
 static int create(struct pv_map *map)
 {
 	struct map_rec *rec;
@@ -87,10 +99,8 @@ static int create(struct pv_map *map)
 			 (struct pv_action[]){PV_LIVE(rec), PV_LIVE(rec->small[0]),
 					      PV_STORE(&map->root->current, (uintptr_t)rec)},
 			 3);
-	if (err) {
-		pv_cancel(map->store, rec->small[0]);
-		pv_cancel(map->store, rec);
-	}
+	if (err)
+		map_drop_rec(map, rec);
 	return err;
 }
 
@@ -167,7 +177,10 @@ static int open_map(struct pv_map *map, const char *name)
 		return err;
 	map->rec = map->root->current;
 	map->seed = map->rec->seed;
-	return map->rec->cleaning ? map_clean(map) : 0;
+	err = map->rec->cleaning ? map_clean(map) : 0;
+	if (!err)
+		map_have_spare(map);
+	return err;
 }
 
 int pv_map_open(struct pv_store *store, const char *name, const struct pv_map_options *opts,
@@ -198,6 +211,8 @@ int pv_map_open(struct pv_store *store, const char *name, const struct pv_map_op
 
 void pv_map_close(struct pv_map *map)
 {
+	if (map && map->spare)
+		map_drop_rec(map, map->spare);
 	free(map);
 }
 

@@ -116,9 +116,11 @@ int pv_map_clear(struct pv_map *map, const struct pv_action *extra, unsigned int
 	if (nextra > PV_ACTIONS_MAX - 6)
 		return pvi_fail(-E2BIG, "map: %u extra actions to clear, at most %u", nextra,
 				PV_ACTIONS_MAX - 6);
-	err = map_make_rec(map, &fresh);
+	fresh = map->spare;
+	err = fresh ? 0 : map_make_rec(map, &fresh);
 	if (err)
 		return err;
+	map->spare = NULL;
 	a[n++] = PV_LIVE(fresh);
 	a[n++] = PV_LIVE(fresh->small[0]);
 	a[n++] = PV_STORE(&map->rec->next, (uintptr_t)root->doomed);
@@ -128,12 +130,12 @@ int pv_map_clear(struct pv_map *map, const struct pv_action *extra, unsigned int
 		a[n++] = extra[i];
 	err = pv_publish(map->store, a, n);
 	if (err) {
-		pv_cancel(map->store, fresh->small[0]);
-		pv_cancel(map->store, fresh);
+		map->spare = fresh;
 		return err;
 	}
 	map->rec = fresh;
 	map->grow_at = 0;
+	map_have_spare(map);
 	return 0;
 }
 
@@ -219,6 +221,7 @@ bool pv_map_tidy(struct pv_map *map, uint64_t buckets)
 			return false; /* read-only or no lane: trying again would not help */
 		rec = map->root->doomed;
 	}
+	map_have_spare(map);
 	return rec;
 }
 

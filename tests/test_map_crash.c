@@ -72,6 +72,17 @@ static void test_out_of_memory(void **state)
 	for (uint64_t i = 0; i < removed / 2; i++)
 		put(f, i, i);
 	check(f);
+	/* Full again: emptying it needs no memory, not even right after an opening. */
+	for (n = 0; !try_put(f, 1000000 + n, n);)
+		n++;
+	reopen(f);
+	ok(pv_map_clear(f->map, NULL, 0));
+	while (pv_map_tidy(f->map, 1000))
+		;
+	check(f);
+	for (uint64_t i = 0; i < 10000; i++)
+		put(f, i, i);
+	check(f);
 	drop_all(f);
 }
 

@@ -425,21 +425,22 @@ static size_t run_input(struct client *c, char *data, size_t len)
 
 /* ---- reading ---- */
 
-/* Make room behind the leftover in the client's own buffer. */
+/*
+ * Make room behind the leftover in the client's own buffer: for the rest of the command, but for no
+ * more than has arrived already. So memory grows with what was sent, not with what was announced,
+ * and doubles, which makes the cost of copying linear.
+ */
 static bool grow_input(struct client *c)
 {
-	size_t want = c->parser.want > c->in_len ? c->parser.want - c->in_len : IN_BYTES;
-	size_t cap;
+	size_t rest = c->parser.want > c->in_len ? c->parser.want - c->in_len : IN_BYTES;
+	size_t room = c->in_cap - c->in_len, cap;
 	char *in;
 
-	/* Memory grows with what has arrived, not with what was announced. */
-	if (want > c->in_len)
-		want = c->in_len;
-	if (want < IN_BYTES)
-		want = IN_BYTES;
-	cap = c->in_len + want;
-	if (cap <= c->in_cap)
+	if (room >= IN_BYTES || room >= rest)
 		return true;
+	cap = c->in_len + (rest < c->in_len ? rest : c->in_len);
+	if (cap < c->in_len + IN_BYTES)
+		cap = c->in_len + IN_BYTES;
 	in = realloc(c->in, cap);
 	if (!in)
 		return false;
@@ -452,7 +453,8 @@ static bool grow_input(struct client *c)
 static bool keep_input(struct client *c, const char *data, size_t len)
 {
 	if (data >= c->in && data < c->in + c->in_cap) {
-		memmove(c->in, data, len);
+		if (data != c->in)
+			memmove(c->in, data, len);
 	} else if (len > c->in_cap) {
 		char *in = realloc(c->in, len);
 

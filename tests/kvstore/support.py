@@ -25,9 +25,14 @@ def free_port():
         return s.getsockname()[1]
 
 
+# Where scripts/setup puts programs whose packages would start a service.
+TOOLS = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
+                     "libpreserve", "bin")
+
+
 def program(name):
     """Path of a program that a test needs. It is an error if it is missing: nothing is skipped."""
-    path = shutil.which(name)
+    path = shutil.which(name) or shutil.which(name, path=TOOLS)
     if not path:
         raise RuntimeError(f"{name} is needed for this test, see scripts/setup")
     return path

@@ -305,6 +305,9 @@ class MaxMemory(support.TestCase):
         client = server.client()
         for size in (100, 30000, 1000):
             self.assertGreater(self.fill(client, size) * size, 0.3 * self.LIMIT)
+            if size == 30000:
+                server.restart()
+                client = server.client()
             client("FLUSHALL")
 
 
