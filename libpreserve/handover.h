@@ -31,6 +31,12 @@ struct pvi_handover_ops {
 	 */
 	int (*fetch)(struct pvi_handover *h, struct pvi_fd **fds, unsigned int *n,
 		     bool *from_kexec);
+	/**
+	 * Has anybody else changed what is kept since the last fetch()? Then that is out of date:
+	 * 1, else 0. Asked when the store's lock has been obtained, for its former owner may have
+	 * grown or prepared the store in between. NULL: nobody else can.
+	 */
+	int (*changed)(struct pvi_handover *h);
 	/** Keep a duplicate of fd under the token (an existing one of that token is replaced); if
 	 *  prepared, preserve it too. When this returns 0, the death of this process does not lose
 	 *  it any more. */

@@ -55,6 +55,11 @@ static int holder_fetch(struct pvi_handover *h, struct pvi_fd **fds, unsigned in
 	return rc;
 }
 
+static int holder_changed(struct pvi_handover *h)
+{
+	return pvi_keeper_changed(pvi_keeper_of(h));
+}
+
 static int holder_keep(struct pvi_handover *h, uint64_t token, int fd)
 {
 	struct pvi_keeper *k = pvi_keeper_of(h);
@@ -119,6 +124,7 @@ static const struct pvi_handover_ops holder_ops = {
 	.name = "holder",
 	.kind = PV_HANDOVER_HOLDER,
 	.fetch = holder_fetch,
+	.changed = holder_changed,
 	.keep = holder_keep,
 	.drop = holder_drop,
 	.finish = holder_finish,
@@ -132,6 +138,7 @@ static const struct pvi_handover_ops luo_ops = {
 	.name = "luo",
 	.kind = PV_HANDOVER_LUO,
 	.fetch = holder_fetch,
+	.changed = holder_changed,
 	.keep = holder_keep,
 	.drop = holder_drop,
 	.finish = holder_finish,

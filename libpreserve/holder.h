@@ -36,6 +36,8 @@ int pvi_keeper_open(const char *store_name, const struct pv_options *opts,
 		    const struct pvi_handover_ops *ops, struct pvi_handover **out);
 /** Make the table what the holder has. -ENOENT: there is no holder, or it has nothing. */
 int pvi_keeper_load(struct pvi_keeper *k);
+/** See pvi_handover_ops.changed. */
+int pvi_keeper_changed(struct pvi_keeper *k);
 /** Duplicates of the store's descriptors, as pvi_handover_ops.fetch wants them. */
 int pvi_keeper_hand_out(const struct pvi_keeper *k, struct pvi_fd **fds, unsigned int *n);
 /** The descriptor of this token in the table, or -1. It stays the keeper's. */

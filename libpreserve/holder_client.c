@@ -321,7 +321,7 @@ int pvi_holder_dial(const struct pvi_holder_place *place, bool start, int *sock,
 			flock(dir, LOCK_UN);
 		}
 	} else if (rc == -ECONNREFUSED) {
-		rc = pvi_fail(-ENOENT,
+		rc = pvi_fail(rc,
 			      "the holder of store %s at %s has died, what it kept is lost",
 			      place->name, path);
 	}

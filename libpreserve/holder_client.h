@@ -28,8 +28,8 @@ int pvi_holder_place_init(struct pvi_holder_place *place, const char *store_name
 void pvi_holder_place_free(struct pvi_holder_place *place);
 
 /**
- * Connect to the store's holder; if there is none: -ENOENT, or with `start` start one. Any other
- * error means that there may be one. *started: this call has started it, it keeps nothing.
+ * Connect to the store's holder; if there is none, -ENOENT, or if it has died, -ECONNREFUSED; with
+ * `start` start one in both cases. Any other error means that there may be one. *started: this call has started it, it keeps nothing.
  */
 int pvi_holder_dial(const struct pvi_holder_place *place, bool start, int *sock, bool *started);
 

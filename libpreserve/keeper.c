@@ -189,10 +189,38 @@ int pvi_keeper_load(struct pvi_keeper *k)
 	} while (rc == -ECONNRESET && --attempts);
 	if (rc)
 		table_clear(k);
+	if (rc == -ECONNREFUSED)
+		rc = -ENOENT;
 	state_update(k);
 	if (rc == 0 && k->n == 0)
 		return pvi_fail(-ENOENT, "the holder of store %s keeps nothing", k->place.name);
 	return rc;
+}
+
+int pvi_keeper_changed(struct pvi_keeper *k)
+{
+	struct holder_msg m;
+	bool started;
+	int sock, rc, attempts = 3;
+
+	do {
+		m = (struct holder_msg){.op = HOLDER_STATUS};
+		rc = pvi_holder_dial(&k->place, false, &sock, &started);
+		if (rc)
+			break;
+		rc = pvi_holder_ask(&k->place, sock, &m, -1, NULL);
+		close(sock);
+	} while (rc == -ECONNRESET && --attempts);
+	/* One that was told to forget leaves no socket. One that has died is no reason to let go of
+	 * what we have: nobody else has it. */
+	if (rc == -ENOENT)
+		return 1;
+	if (rc == -ECONNREFUSED)
+		return 0;
+	if (rc == 0 && m.status)
+		rc = pvi_fail(m.status, "the holder of store %s does not say what it keeps: %s",
+			      k->place.name, strerror(-m.status));
+	return rc ? rc : m.holder != k->holder || m.changes != k->changes;
 }
 
 /* ---- staying in step ---- */
@@ -403,7 +431,7 @@ int pvi_keeper_forget(struct pvi_keeper *k)
 	if (sock >= 0)
 		close(sock);
 	/* No holder, or one that ended just now, is as good. */
-	if (rc && rc != -ENOENT && rc != -ECONNRESET)
+	if (rc && rc != -ENOENT && rc != -ECONNREFUSED && rc != -ECONNRESET)
 		return rc;
 	table_clear(k);
 	k->holder = k->changes = 0;

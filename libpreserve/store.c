@@ -2,9 +2,10 @@
 /*
  * Opening and closing a store.
  *
- * Attaching: fetch the descriptors; check the index; take the lock; read the index; set the window
- * aside; check and map every segment; only then change anything: redo the lanes, start a new epoch,
- * drop what the index does not name. Whatever is refused before that leaves the image as it was.
+ * Attaching: fetch the descriptors; check the index; take the lock; read the index; if what is kept
+ * has changed since the fetch, begin again; set the window aside; check and map every segment; only
+ * then change anything: redo the lanes, start a new epoch, drop what the index does not name.
+ * Whatever is refused before that leaves the image as it was.
  *
  * Creating: the index is handed to the backend last, so a crash on the way leaves at most a segment
  * without an index, which counts as no store.
@@ -28,6 +29,7 @@
 #define LANES_DEFAULT	      256u
 #define LARGE_PAGE	      16384u
 #define BASE_ATTEMPTS	      64u
+#define FETCH_ATTEMPTS	      16u
 #define GRANULES_SHIFT	      20 /* a window has at most 2^20 granules, see pv_store.segment_of */
 /* TSan leaves little room for windows, see arena.c. */
 #if defined(__SANITIZE_THREAD__)
@@ -359,10 +361,40 @@ static int finish(struct pv_store *s)
 	return err;
 }
 
-static int attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n)
+/* The lock comes after the fetch, for it is on the index. Until then a writer may have been there:
+ * then the descriptors, and what the backend's handle knows, are not those of the store that we have
+ * locked. From here on they are; for a reader at least those that the index it has read names. */
+static int fetched_in_time(struct pv_store *s, bool *again)
+{
+	uint64_t start = now_ns();
+	int rc = s->handover->ops->changed ? s->handover->ops->changed(s->handover) : 0;
+
+	s->fetch_ns += now_ns() - start;
+	*again = rc > 0;
+	return rc < 0 ? rc : 0;
+}
+
+/* Let go of an index that was locked in vain. */
+static void detach_index(struct pv_store *s)
+{
+	pvi_lock_release(s);
+	close(s->index.fd);
+	pvi_index_free(&s->index);
+	s->index = (struct pvi_index){.fd = -1, .lock_fd = -1};
+}
+
+/* *again: fetch once more, nothing was done. */
+static int attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n,
+		  bool *again)
 {
 	int err = attach_index(s, name, find_fd(fds, n, 0));
 
+	if (!err)
+		err = fetched_in_time(s, again);
+	if (!err && *again) {
+		detach_index(s);
+		return 0;
+	}
 	if (!err)
 		err = map_all(s, fds, n);
 	if (!err && !s->readonly)
@@ -433,20 +465,15 @@ static int reset(struct pv_store *s, const char *name)
 	return err;
 }
 
-static int open_store(struct pv_store *s, const char *name)
+static int fetch_and_attach(struct pv_store *s, const char *name, bool *again)
 {
 	const struct pv_options *o = &s->options;
 	struct pvi_fd *fds = NULL;
 	unsigned int n = 0;
-	uint64_t start;
+	uint64_t start = now_ns();
 	int err;
 
-	if (o->flags & PV_RESET) {
-		err = reset(s, name);
-		if (err)
-			return err;
-	}
-	start = now_ns();
+	*again = false;
 	err = s->handover->ops->fetch(s->handover, &fds, &n, &s->from_kexec);
 	s->fetch_ns += now_ns() - start;
 	if (!err && unborn(fds, n))
@@ -460,8 +487,25 @@ static int open_store(struct pv_store *s, const char *name)
 	else if (!err && (o->flags & PV_EXCL))
 		err = pvi_fail(-EEXIST, "store %s exists", name);
 	else if (!err)
-		err = attach(s, name, fds, n);
+		err = attach(s, name, fds, n, again);
 	close_fds(fds, n);
+	return err;
+}
+
+static int open_store(struct pv_store *s, const char *name)
+{
+	bool again = true;
+	int err = 0;
+
+	if (s->options.flags & PV_RESET)
+		err = reset(s, name);
+	/* It takes one more process that has the store, changes it and ends, for each time. */
+	for (unsigned int i = 0; i < FETCH_ATTEMPTS && !err && again; i++)
+		err = fetch_and_attach(s, name, &again);
+	if (!err && again)
+		err = pvi_fail(-EBUSY,
+			       "store %s: other processes keep changing what is kept (tried %u times)",
+			       name, FETCH_ATTEMPTS);
 	return err;
 }
 
@@ -533,61 +577,6 @@ int pv_destroy(struct pv_store *s)
 		err = s->handover->ops->forget(s->handover);
 	pv_close(s);
 	return err;
-}
-
-/* ---- handover ---- */
-
-int pv_handover_prepare(struct pv_store *s)
-{
-	struct pvi_fd *fds;
-	uint32_t n;
-	int err;
-
-	if (s->readonly)
-		return pvi_fail(-EPERM, "the store was opened read-only");
-	if (!s->handover->ops->prepare)
-		return pvi_fail(-EOPNOTSUPP, "the %s backend does not carry a store across a kexec",
-				s->handover->ops->name);
-	pthread_mutex_lock(&s->handover_lock);
-	n = s->nsegments;
-	fds = calloc(n + 1, sizeof(*fds));
-	if (!fds) {
-		err = pvi_fail(-ENOMEM, "no memory");
-	} else {
-		fds[0] = (struct pvi_fd){.token = 0, .fd = s->index.fd};
-		for (uint32_t i = 0; i < n; i++)
-			fds[i + 1] = (struct pvi_fd){.token = i + 1ull, .fd = s->segments[i].fd};
-		err = s->handover->ops->prepare(s->handover, fds, n + 1);
-	}
-	pthread_mutex_unlock(&s->handover_lock);
-	free(fds);
-	return err;
-}
-
-int pv_handover_cancel(struct pv_store *s)
-{
-	int err = 0;
-
-	if (s->readonly)
-		return pvi_fail(-EPERM, "the store was opened read-only");
-	pthread_mutex_lock(&s->handover_lock);
-	if (s->handover->ops->cancel)
-		err = s->handover->ops->cancel(s->handover);
-	pthread_mutex_unlock(&s->handover_lock);
-	return err;
-}
-
-int pv_handover_check(struct pv_store *s)
-{
-	int rc = 0;
-
-	if (s->readonly)
-		return pvi_fail(-EPERM, "the store was opened read-only");
-	pthread_mutex_lock(&s->handover_lock);
-	if (s->handover->ops->check)
-		rc = s->handover->ops->check(s->handover);
-	pthread_mutex_unlock(&s->handover_lock);
-	return rc;
 }
 
 int pv_info_get(struct pv_store *s, struct pv_info *out)

@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #include "handover_support.h"
+#include "holder.h"
+#include "internal.h"
 
 #define OBJECT_BYTES 4096
 
@@ -326,6 +328,262 @@ static void check_by_whom_there_is_nothing_to_ask(void **state)
 	assert_int_equal(pv_close(reader), 0);
 }
 
+/* ---- somebody else, between the fetch and the lock ---- */
+
+/* An open looks at the index's descriptor when it has fetched and has not locked: what is armed
+ * happens there, once or, if it stays armed, each time. */
+static void (*meanwhile)(void);
+static unsigned int meanwhile_calls;
+static bool meanwhile_stays;
+
+int __real_pvi_arena_verify(int fd, const char *what, uint64_t min_bytes, uint64_t *bytes);
+int __wrap_pvi_arena_verify(int fd, const char *what, uint64_t min_bytes, uint64_t *bytes);
+int __wrap_pvi_arena_verify(int fd, const char *what, uint64_t min_bytes, uint64_t *bytes)
+{
+	void (*action)(void) = meanwhile;
+
+	if (action && strcmp(what, "index") == 0) {
+		if (!meanwhile_stays)
+			meanwhile = NULL;
+		meanwhile_calls++;
+		action();
+	}
+	return __real_pvi_arena_verify(fd, what, min_bytes, bytes);
+}
+
+/* The other process: it has the store from writer_begin() on, and does this when it is told. */
+static struct {
+	int tell[2], told[2];
+	pid_t pid;
+	uint64_t count; /* items that it has left */
+} writer;
+
+static void writer_begin(uint64_t (*act)(struct pv_store *s))
+{
+	struct pv_store *s;
+	uint64_t count;
+
+	assert_int_equal(pipe2(writer.tell, O_CLOEXEC), 0);
+	assert_int_equal(pipe2(writer.told, O_CLOEXEC), 0);
+	writer.pid = test_fork();
+	if (writer.pid == 0) {
+		TEST_CHILD_CHECK(open_store(PV_CREATE, &s) == 0);
+		TEST_CHILD_CHECK(add(s) == 0);
+		TEST_CHILD_CHECK(write(writer.told[1], "x", 1) == 1);
+		TEST_CHILD_CHECK(wait_byte(writer.tell[0]));
+		count = act(s);
+		TEST_CHILD_CHECK(write(writer.told[1], &count, sizeof(count)) == sizeof(count));
+		/* Killed, or told to close. */
+		TEST_CHILD_CHECK(wait_byte(writer.tell[0]));
+		TEST_CHILD_CHECK(pv_close(s) == 0);
+		_exit(0);
+	}
+	assert_true(wait_byte(writer.told[0]));
+}
+
+static void writer_acts(void)
+{
+	assert_int_equal(write(writer.tell[1], "x", 1), 1);
+	assert_int_equal(read(writer.told[0], &writer.count, sizeof(writer.count)),
+			 sizeof(writer.count));
+}
+
+static void writer_acts_and_dies(void)
+{
+	writer_acts();
+	assert_int_equal(kill(writer.pid, SIGKILL), 0);
+	expect_killed(writer.pid);
+}
+
+static void writer_end(void)
+{
+	for (int i = 0; i < 2; i++) {
+		close(writer.tell[i]);
+		close(writer.told[i]);
+	}
+}
+
+static uint64_t grow_twice(struct pv_store *s)
+{
+	uint64_t count;
+
+	TEST_CHILD_CHECK(grow(s, &count) == 0 && grow(s, &count) == 0);
+	return count;
+}
+
+static void former_writer_grows(void **state)
+{
+	struct pv_store *s;
+	uint32_t before;
+
+	writer_begin(grow_twice);
+	assert_int_equal(open_store(PV_RDONLY, &s), 0);
+	before = segments(s);
+	assert_int_equal(pv_close(s), 0);
+	meanwhile = writer_acts_and_dies;
+	if (open_store(0, &s))
+		fail_msg("attach: %s", pv_last_error());
+	assert_null(meanwhile);
+	assert_int_equal(segments(s), before + 2);
+	assert_true(holds(s, writer.count));
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(pv_close(s), 0);
+	expect_attach(writer.count, before + 2);
+	writer_end();
+}
+
+/* A reader has no lock; the index that it reads is later than its fetch. */
+static void writer_grows_beside_a_reader(void **state)
+{
+	struct pv_store *s;
+
+	writer_begin(grow_twice);
+	meanwhile = writer_acts;
+	if (open_store(PV_RDONLY, &s))
+		fail_msg("attach: %s", pv_last_error());
+	assert_null(meanwhile);
+	assert_true(holds(s, writer.count));
+	assert_int_equal(pv_close(s), 0);
+	assert_int_equal(write(writer.tell[1], "x", 1), 1);
+	test_join(writer.pid);
+	writer_end();
+}
+
+/* Nothing in the index tells of this one; a prepare keeps a manifest, and a session, which it would
+ * take LUO to have. */
+static uint64_t keep_manifest(struct pv_store *s)
+{
+	int fd = test_memfd(1);
+
+	TEST_CHILD_CHECK(pvi_keeper_keep(pvi_keeper_of(s->handover), HOLDER_TOKEN_MANIFEST, fd) ==
+			 0);
+	close(fd);
+	return 1;
+}
+
+static void former_writer_prepares(void **state)
+{
+	struct pv_store *s;
+
+	writer_begin(keep_manifest);
+	meanwhile = writer_acts_and_dies;
+	assert_int_equal(open_store(0, &s), 0);
+	assert_null(meanwhile);
+	assert_true(pvi_keeper_find(pvi_keeper_of(s->handover), HOLDER_TOKEN_MANIFEST) >= 0);
+	assert_true(holds(s, 1));
+	assert_int_equal(pv_handover_check(s), 0);
+	assert_int_equal(pv_close(s), 0);
+	writer_end();
+}
+
+static uint64_t destroy(struct pv_store *s)
+{
+	TEST_CHILD_CHECK(pv_destroy(s) == 0);
+	return 0;
+}
+
+static void former_writer_destroys(void **state)
+{
+	static const uint32_t flags[2] = {0, PV_CREATE};
+
+	for (int i = 0; i < 2; i++) {
+		struct pv_store *s;
+		int rc;
+
+		writer_begin(destroy);
+		meanwhile = writer_acts_and_dies;
+		rc = open_store(flags[i], &s);
+		assert_null(meanwhile);
+		if (flags[i] & PV_CREATE) {
+			assert_int_equal(rc, 0);
+			assert_true(holds(s, 0));
+			assert_int_equal(pv_close(s), 0);
+		} else {
+			assert_int_equal(rc, -ENOENT);
+		}
+		writer_end();
+	}
+}
+
+static uint64_t replace(struct pv_store *s)
+{
+	TEST_CHILD_CHECK(pv_destroy(s) == 0 && open_store(PV_CREATE, &s) == 0);
+	for (int i = 0; i < 3; i++)
+		TEST_CHILD_CHECK(add(s) == 0);
+	return 3;
+}
+
+/* The index that is locked is not that of the store any more. */
+static void former_writer_makes_another_store(void **state)
+{
+	struct pv_store *s;
+
+	writer_begin(replace);
+	meanwhile = writer_acts_and_dies;
+	assert_int_equal(open_store(0, &s), 0);
+	assert_null(meanwhile);
+	assert_true(holds(s, 3));
+	assert_int_equal(pv_close(s), 0);
+	writer_end();
+}
+
+/* Nobody else has what was fetched: it is not let go. */
+static void holder_dies_during_an_open(void **state)
+{
+	struct pv_store *s;
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	assert_int_equal(add(s), 0);
+	assert_int_equal(pv_close(s), 0);
+	meanwhile = kill_holder;
+	assert_int_equal(open_store(0, &s), 0);
+	assert_null(meanwhile);
+	assert_true(holds(s, 1));
+	assert_int_equal(pv_handover_check(s), 1);
+	assert_int_equal(pv_close(s), 0);
+	meanwhile = NULL;
+	assert_int_equal(open_store(0, &s), 0);
+	assert_true(holds(s, 1));
+	assert_int_equal(pv_close(s), 0);
+}
+
+static void change_something(void)
+{
+	struct pvi_handover *h = test_open();
+	struct pvi_fd *fds;
+	unsigned int n;
+	bool from_kexec;
+
+	assert_int_equal(h->ops->fetch(h, &fds, &n, &from_kexec), 0);
+	test_release(fds, n);
+	assert_int_equal(test_keep(h, 9, 9), 0);
+	h->ops->close(h);
+}
+
+/* Not for ever; and what was locked and opened on the way is let go. */
+static void changes_without_end(void **state)
+{
+	unsigned int files;
+	struct pv_store *s;
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	assert_int_equal(add(s), 0);
+	assert_int_equal(pv_close(s), 0);
+	files = test_open_files(getpid());
+	meanwhile = change_something;
+	meanwhile_calls = 0;
+	meanwhile_stays = true;
+	assert_int_equal(open_store(0, &s), -EBUSY);
+	assert_non_null(strstr(pv_last_error(), "keep changing what is kept"));
+	assert_in_range(meanwhile_calls, 2, 100);
+	meanwhile = NULL;
+	meanwhile_stays = false;
+	assert_int_equal(test_open_files(getpid()), files);
+	assert_int_equal(open_store(0, &s), 0);
+	assert_true(holds(s, 1));
+	assert_int_equal(pv_close(s), 0);
+}
+
 #define CASE(function) cmocka_unit_test_setup_teardown(function, test_setup, test_teardown)
 
 int main(void)
@@ -338,6 +596,13 @@ int main(void)
 		CASE(check_of_a_hanging_holder),
 		CASE(check_beside_a_namesake),
 		CASE(check_by_whom_there_is_nothing_to_ask),
+		CASE(former_writer_grows),
+		CASE(writer_grows_beside_a_reader),
+		CASE(former_writer_prepares),
+		CASE(former_writer_destroys),
+		CASE(former_writer_makes_another_store),
+		CASE(holder_dies_during_an_open),
+		CASE(changes_without_end),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
