@@ -96,6 +96,10 @@ static void section_preserve(FILE *f)
 	fprintf(f, "preserve_bytes:%llu\r\n", (unsigned long long)i.bytes);
 	fprintf(f, "preserve_used_bytes:%llu\r\n", (unsigned long long)i.used_bytes);
 	fprintf(f, "preserve_handover:%s\r\n", handover_name(i.handover));
+	fprintf(f, "preserve_keeper:%s\r\n",
+		i.handover == PV_HANDOVER_NONE ? "none"
+		: cron_keeper_lost()	       ? "lost"
+					       : "ok");
 	fprintf(f, "preserve_state:%s\r\n", i.state == PV_STATE_PREPARED ? "prepared" : "serving");
 	if (preserve_prepare_usec() >= 0)
 		fprintf(f, "preserve_prepare_usec:%lld\r\n", (long long)preserve_prepare_usec());

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The server: options, clients, commands. One thread runs all of it, from a libuv loop; the only
- * other thread is the one that prepares a handover meanwhile (handover.c), and it touches no struct
- * of this header but its own request.
+ * The server: options, clients, commands. One thread runs all of it, from a libuv loop. Other
+ * threads only prepare a handover meanwhile (cmd_preserve.c) or look after who keeps the store
+ * (cron.c), and touch no struct of this header.
  *
  * A client is read into a buffer that all clients share, its complete commands are run, their
  * replies gather in another shared buffer and are written by one system call. A client owns memory
@@ -245,10 +245,12 @@ int64_t preserve_prepare_usec(void);
 
 /* ---- cron.c ---- */
 
-/** Start the housekeeping: keys that expire, cleared tables. */
+/** Start the housekeeping: keys that expire, cleared tables, whether the store is kept. */
 int cron_start(void);
 /** There is something to free: go on with it whenever the loop is idle. */
 void cron_tidy_soon(void);
+/** When last looked at, nobody kept the store. */
+bool cron_keeper_lost(void);
 void cron_stop(void);
 
 /* ---- main.c ---- */

@@ -7,7 +7,11 @@ crash the writer's keys must be in the state that some prefix of its log leaves,
 as what was acknowledged. A command of many keys that is only half there fits no prefix.
 """
 
+import os
 import random
+import signal
+import socket
+import struct
 import threading
 import time
 import unittest
@@ -184,6 +188,47 @@ class Kills(support.TestCase):
         client = server.client()
         self.wait_until("expired keys are removed", lambda: client("DBSIZE") == 1)
         self.assertEqual(client.info()["db0"], "keys=1,expires=0,avg_ttl=0")
+
+    def holder(self, server):
+        """The process id of the store's holder; None: there is none."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+            try:
+                s.connect(os.path.join(server.runtime, f"{server.store}.sock"))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return None
+            credentials = s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return struct.unpack("iII", credentials)[0]
+
+    def test_dead_holder_is_replaced(self):
+        """Without a request that would need it: the store does not grow meanwhile."""
+        server = self.server().start()
+        client = server.client()
+        client("SET", "a", "1")
+        self.assertEqual(client.info("preserve")["preserve_keeper"], "ok")
+        dead = self.holder(server)
+        os.kill(dead, signal.SIGKILL)
+        self.wait_until("there is another holder",
+                        lambda: self.holder(server) not in (None, dead))
+        self.wait_until("it is said", lambda: "it has everything again" in server.log_text())
+        server.restart()
+        self.assertEqual(server.client()("GET", "a"), b"1")
+
+    def test_nobody_keeps_the_store(self):
+        server = self.server().start()
+        client = server.client()
+        client("SET", "a", "1")
+        os.chmod(server.runtime, 0o755)  # which is refused
+        keeper = lambda: client.info("preserve")["preserve_keeper"]
+        self.wait_until("it is noticed", lambda: keeper() == "lost")
+        client("SET", "b", "2")
+        time.sleep(2.5)
+        os.chmod(server.runtime, 0o700)
+        self.wait_until("it is noticed that it is over", lambda: keeper() == "ok")
+        self.assertEqual(server.log_text().count("nobody keeps the store"), 1)
+        self.assertIn("mode 0755", server.log_text())
+        self.assertIn("the store is kept again", server.log_text())
+        server.restart()
+        self.assertEqual(server.client()("GET", "b"), b"2")
 
     def test_flushall_and_a_kill(self):
         """Clearing is instant, and what is left to free is freed by whoever comes next."""
