@@ -41,7 +41,7 @@ expect() { [[ $2 == "$3" ]] || fail "$1 is '$2', not '$3'"; }
 
 # --- the VM -------------------------------------------------------------------------------------------
 
-wait_boot() { "$VM" wait-mark "boot-$boot" --timeout 60 >/dev/null; }
+wait_boot() { "$VM" wait-mark "boot-$boot" --timeout 180 >/dev/null; }
 
 # guest COMMAND: run it in the VM; the exit status is the command's.
 guest() {
@@ -69,7 +69,7 @@ end_vm() { "$VM" post "command-$boot-$((commands + 1))" exit; }
 # start_server OPTION...: in the VM, and wait for its first reply.
 start_server() {
 	launch_server "$@"
-	oracle wait --timeout 60 >/dev/null
+	oracle wait --timeout 120 >/dev/null
 }
 
 # launch_server OPTION...: the same without waiting.
@@ -121,12 +121,12 @@ acknowledged() { grep -c '^A' "$log"; }
 # wait_writes N: until that many more have been acknowledged.
 wait_writes() {
 	local goal=$(($(acknowledged) + $1)) tries
-	for ((tries = 0; tries < 300; tries++)); do
+	for ((tries = 0; tries < 900; tries++)); do
 		kill -0 "$load_pid" 2>/dev/null || fail 'the load ended before the server was stopped'
 		(($(acknowledged) < goal)) || return 0
 		sleep 0.1
 	done
-	fail "no $1 writes within 30 s"
+	fail "no $1 writes within 90 s"
 }
 
 # stop_load: the server is gone. A kexec closes no connection: the load is told.
