@@ -36,7 +36,8 @@
  *    -ENXIO          the set is incomplete: a descriptor that the index names is missing
  *    -EMEDIUMTYPE    a type's layout differs from the one recorded in the store
  *    -EADDRINUSE     the window's addresses are taken by something else in this process
- *    -EBUSY          another process has the store open; or the liveupdate device is in use
+ *    -EBUSY          another process has the store open, or has made another one of its name; or
+ *                    the liveupdate device is in use
  *    -ENOSPC         the store's limit is reached, or the index or a lane is full
  *    -ENOMEM         the kernel gave no memory
  *    -EINVAL         an argument is wrong: null, foreign, freed or never reserved pointer, size 0
@@ -216,7 +217,9 @@ struct pv_typedef {
 
 /** One line per struct:
  *  static const struct pv_typedef node_type = PV_TYPE(struct node, "node", 1,
- *						       offsetof(struct node, next)); */
+ *						       offsetof(struct node, next));
+ *  outside of functions, or in one as a local variable that is not static: what `pointers` names is a
+ *  compound literal, which lives as long as its block and is no constant there. */
 #define PV_TYPE(type, type_name, type_version, ...)                                                \
 	{                                                                                          \
 		.name = (type_name), .version = (type_version), .bytes = sizeof(type),             \
