@@ -120,10 +120,18 @@ uint64_t pvi_arena_base(const uint8_t uuid[16], uint64_t window_bytes, unsigned 
 
 int pvi_arena_reserve(uint64_t base, uint64_t window_bytes)
 {
-	void *want = (void *) (uintptr_t) base;
-	void *got = mmap(want, window_bytes, PROT_NONE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	void *want = (void *) (uintptr_t) base, *got;
 
+#ifdef THREAD_SANITIZER
+	/* Its mmap() takes an address that it does not like for 0 and ends the process. */
+	if (base < BASE_LOW || base + window_bytes > BASE_HIGH)
+		return pvi_fail(-EADDRINUSE,
+				"the window at 0x%" PRIx64 " is not among the addresses that "
+				"ThreadSanitizer leaves to this process",
+				base);
+#endif
+	got = mmap(want, window_bytes, PROT_NONE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 	if (got == MAP_FAILED && errno == EEXIST)
 		return pvi_fail(-EADDRINUSE,
 				"the window at 0x%" PRIx64 " (%" PRIu64
