@@ -208,8 +208,8 @@ static int caller_forget(struct pvi_handover *h)
 			return -ENOMEM;
 	}
 	c->taken = true;
-	/* The index goes first: without it the rest is no store, so that a crash between two calls
-	 * leaves the whole store or none. */
+	/* The index goes first, so that a crash between two calls leaves the whole store, or one that
+	 * nobody takes for whole: segments without an index are refused. */
 	for (unsigned int i = 0; i < c->ntokens; i++) {
 		if (c->tokens[i] == 0) {
 			c->tokens[i] = c->tokens[c->ntokens - 1];

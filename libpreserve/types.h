@@ -18,6 +18,8 @@
  *	cold	   said of a slab not yet touched by this process; `warming` validates and tidies it
  *
  * Locks, in the order in which they may be taken
+ *	stores_lock	(thread.c) the process's table of open stores; a thread that ends holds it while it
+ *			gives back what it has
  *	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
  *			index_lock, the list of types
  *	handover_lock	handover calls; held while a segment joins, so that a prepare sees it on both
