@@ -143,13 +143,17 @@ static int check_recs(const struct pv_map *map, const char *name)
 	uint64_t lists = 0;
 	int err = check_rec(map, map->root->current, 1u << MAP_FIRST_BITS, name);
 
-	for (struct map_rec *d = map->root->doomed; d && !err; d = d->next) {
+	if (err)
+		return err;
+	for (struct map_rec *d = map->root->doomed; d; d = d->next) {
 		err = check_rec(map, d, 0, name);
+		if (err)
+			return err;
 		/* In a damaged store the list can be a ring. */
-		if (!err && ++lists > 1u << 20)
+		if (++lists > 1u << 20)
 			return damaged(name, "too many cleared tables", lists);
 	}
-	return err;
+	return 0;
 }
 
 static int open_map(struct pv_map *map, const char *name)

@@ -232,6 +232,23 @@ class Life(support.TestCase):
         self.assertEqual(server.ready["origin"], "created")
         self.assertEqual(server.client()("DBSIZE"), 0)
 
+    def test_destroy_ends_the_holder(self):
+        server = self.server().start()
+        socket_path = os.path.join(server.runtime, "test.sock")
+        server.stop()
+        self.assertTrue(self.listens(socket_path))
+        self.assertEqual(server.destroy().returncode, 0)
+        self.wait_until("the holder has ended", lambda: not self.listens(socket_path))
+
+    @staticmethod
+    def listens(path):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+            try:
+                s.connect(path)
+                return True
+            except OSError:
+                return False
+
     def test_handover_none(self):
         server = self.server(handover="none").start()
         server.client()("SET", "a", "1")
