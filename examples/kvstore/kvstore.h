@@ -53,9 +53,11 @@ struct request {
 #define CMD_ADMIN   8u
 #define CMD_READ    16u
 
+typedef void command_fn(struct client *c, const struct request *rq);
+
 struct command {
 	const char *name; /* lower case */
-	void (*run)(struct client *c, const struct request *rq);
+	command_fn *run;
 	int arity; /* words, the name included; negative: at least */
 	uint32_t flags;
 	int first_key; /* index of the first key; 0: none */
@@ -210,7 +212,7 @@ void reply_arity(struct client *c, const char *command);
 struct subcommand {
 	const char *name;
 	int arity; /* words, both names included; negative: at least */
-	void (*run)(struct client *c, const struct request *rq);
+	command_fn *run;
 };
 
 /** Run the subcommand that rq->argv[1] names; HELP lists them. */
@@ -219,18 +221,11 @@ void subcommand_run(struct client *c, const struct request *rq, const char *pare
 
 /* ---- cmd_*.c ---- */
 
-#define KVSTORE_COMMANDS(X)                                                                  \
-	X(append)                                                                            \
-	X(client)                                                                            \
-	X(command)                                                                           \
-	X(config) X(dbsize) X(decr) X(decrby) X(del) X(echo) X(exists) X(expire) X(flushall) \
-		X(flushdb) X(get) X(hello) X(incr) X(incrby) X(info) X(keys) X(mget) X(mset) \
-			X(persist) X(pexpire) X(ping) X(preserve) X(pttl) X(quit) X(scan)    \
-				X(select) X(set) X(shutdown) X(strlen) X(ttl)
-
-#define KVSTORE_DECLARE(name) void cmd_##name(struct client *c, const struct request *rq);
-KVSTORE_COMMANDS(KVSTORE_DECLARE)
-#undef KVSTORE_DECLARE
+command_fn cmd_append, cmd_client, cmd_command, cmd_config, cmd_dbsize, cmd_decr, cmd_decrby,
+	cmd_del, cmd_echo, cmd_exists, cmd_expire, cmd_flushall, cmd_flushdb, cmd_get, cmd_hello,
+	cmd_incr, cmd_incrby, cmd_info, cmd_keys, cmd_mget, cmd_mset, cmd_persist, cmd_pexpire,
+	cmd_ping, cmd_preserve, cmd_pttl, cmd_quit, cmd_scan, cmd_select, cmd_set, cmd_shutdown,
+	cmd_strlen, cmd_ttl;
 
 /** Does `text` match a glob-style pattern? */
 bool glob_match(const char *pattern, size_t plen, const char *text, size_t tlen);

@@ -42,6 +42,14 @@ static void add_listener(int fd, bool is_unix)
 	listeners[nlisteners++].is_unix = is_unix;
 }
 
+static bool is_loopback(const struct sockaddr *a)
+{
+	if (a->sa_family == AF_INET6)
+		return IN6_IS_ADDR_LOOPBACK(
+			&((const struct sockaddr_in6 *)(const void *)a)->sin6_addr);
+	return ntohl(((const struct sockaddr_in *)(const void *)a)->sin_addr.s_addr) >> 24 == 127;
+}
+
 static int bind_tcp(void)
 {
 	struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM}, *found;
@@ -66,8 +74,7 @@ static int bind_tcp(void)
 		freeaddrinfo(found);
 		return -1;
 	}
-	if (found->ai_family == AF_INET &&
-	    ntohl(((struct sockaddr_in *)(void *)found->ai_addr)->sin_addr.s_addr) >> 24 != 127)
+	if (!is_loopback(found->ai_addr))
 		log_info("bound to %s: anyone who reaches this address can read and write the "
 			 "store, "
 			 "for there are no passwords",
