@@ -127,6 +127,11 @@ void image_restore(struct image *im)
 void image_next_epoch(struct image *im)
 {
 	assert_ok(pv_close(store_attach(im->k, NULL)));
+	image_keep(im);
+}
+
+void image_keep(struct image *im)
+{
 	for (int t = 0; t < IMAGE_MEMFDS; t++)
 		memcpy(im->pristine[t], im->now[t], im->bytes[t]);
 }

@@ -48,6 +48,8 @@ void image_end(struct image *im);
 void image_restore(struct image *im);
 /** Attach and close: another epoch, another generation; that is the beginning now. */
 void image_next_epoch(struct image *im);
+/** What the memfds hold now is the beginning. */
+void image_keep(struct image *im);
 /** Put objects of all sizes into a store, `per_size` of each that is not large. */
 void image_fill(struct pv_store *s, size_t per_size);
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Hostile images: damage to the bytes of the metadata. See hostile.h for what is asked of them. */
+#include <preserve/tx.h>
+
 #include "hostile.h"
 
 static void sound_image_opens(void **state)
@@ -187,12 +189,54 @@ static void pending_intent_bits(void **state)
 	}
 	assert_true(lane->count);
 	lane->count = 2;
-	memcpy(im.pristine[1], im.now[1], im.bytes[1]);
+	image_keep(&im);
 	all = image_flip_range(&im, 1, seg->lanes_off + offsetof(struct lane_rec, actions),
 			       2 * sizeof(*a), n);
 	print_message("%zu refused, %zu reported, %zu silent\n", n[REFUSED], n[REPORTED],
 		      n[SILENT]);
 	assert_true(n[REFUSED] > all / 2);
+	image_end(&im);
+}
+
+/* A lane with a transaction that was open at the crash, or was being committed, beside a valid
+ * intent in the other: the one must not be touched before the other is known to be sound. */
+static void pending_transaction_bits(void **state)
+{
+	struct image im = image_begin(*state);
+	struct pv_store *s = store_attach(im.k, NULL);
+	const struct segment_rec *seg = image_segment(&im, 1);
+	struct lane_rec *lanes = (void *)(im.now[1] + seg->lanes_off);
+	size_t n[OUTCOMES], all, end;
+	struct word *root = store_root(s);
+	uint64_t *word = &root->value;
+	void *p;
+
+	assert_ok(pv_tx_begin(s));
+	assert_ok(pv_tx_add(s, word, sizeof(*word)));
+	assert_ok(pv_tx_alloc(s, store_bytes_type(s, "bytes"), 100, &p));
+	assert_ok(pv_tx_add(s, p, 50));
+	assert_int_equal(lanes[0].tx & 3, PV_TX_ACTIVE);
+	end = lanes[0].tx >> PV_TX_END_SHIFT;
+	assert_in_range(end, 64, 1000);
+	lanes[1].count = 1;
+	lanes[1].actions[0].where =
+		(uint64_t)PV_DO_WORD << PV_DO_OP_SHIFT | ((uintptr_t)word - store_info(s).base);
+	lanes[1].actions[0].value = 1;
+	image_keep(&im);
+	assert_ok(pv_close(s));
+	image_restore(&im);
+	for (int round = 0; round < 2; round++) {
+		all = image_flip_range(&im, 1, seg->lanes_off + offsetof(struct lane_rec, tx), 8,
+				       n);
+		assert_true(n[REFUSED] > all / 2);
+		all = image_flip_range(&im, 1, seg->lanes_off + offsetof(struct lane_rec, log), end,
+				       n);
+		print_message("log: %zu refused, %zu silent\n", n[REFUSED], n[SILENT]);
+		assert_true(n[REFUSED] > all / 4);
+		/* The same log with nothing but its state changed. */
+		lanes[0].tx ^= PV_TX_ACTIVE ^ PV_TX_COMMITTED;
+		image_keep(&im);
+	}
 	image_end(&im);
 }
 
@@ -258,8 +302,8 @@ int main(void)
 		with_keeper(index_slot_bits),	  with_keeper(segment_header_bits),
 		with_keeper(page_map_bits),	  with_keeper(damaged_and_filled_up),
 		with_keeper(slab_bits),		  with_keeper(lane_bits),
-		with_keeper(pending_intent_bits), with_keeper(random_garbage),
-		with_keeper(zeroed_pages),
+		with_keeper(pending_intent_bits), with_keeper(pending_transaction_bits),
+		with_keeper(random_garbage),	  with_keeper(zeroed_pages),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -162,7 +162,7 @@ static void many_segments(void **state)
 
 static int read_again_and_again(void *ctx)
 {
-	for (int i = 0; i < 300; i++) {
+	for (int i = 0; i < (under_tsan() ? 50 : 300); i++) {
 		struct pv_store *s;
 		void *fdt;
 		size_t bytes;
