@@ -190,9 +190,10 @@ struct crash_options {
 	/* 1: every crash inside every recovery. N: where a recovery makes the stores that another
 	 * one has made (a long one: stores to the same pages), every N-th of them, in turns. */
 	unsigned stride;
-	bool must_fail;	 /* crash_main(): to find nothing is the failure */
-	bool in_process; /* no child process: for a debugger */
-	bool dump_log;	 /* print every record with its symbol */
+	bool split_nested; /* in recoveries too, the words of a wide store are crash points */
+	bool must_fail;	   /* crash_main(): to find nothing is the failure */
+	bool in_process;   /* no child process: for a debugger */
+	bool dump_log;	   /* print every record with its symbol */
 };
 
 #define CRASH_OPTIONS_DEFAULT                                                 \

@@ -194,6 +194,11 @@ int fixture_setup_few(void *ctx)
 
 /* ---- recovery ---- */
 
+static void tell(void *ctx, const char *line)
+{
+	crash_note("%s", line);
+}
+
 struct root {
 	char name[64];
 	uint64_t off, bytes;
@@ -285,9 +290,17 @@ static const struct root *find_root(const struct index_view *v, const char *name
 	return NULL;
 }
 
+bool fixture_has_root(struct fixture *f, const char *name)
+{
+	struct index_view view;
+
+	return view_index(f, &view) && find_root(&view, name);
+}
+
 int fixture_recover(void *ctx, const struct crash_image *image)
 {
 	struct fixture *f = ctx;
+	struct pv_check_report report;
 	int rc;
 
 	forget_all(f);
@@ -302,6 +315,11 @@ int fixture_recover(void *ctx, const struct crash_image *image)
 			return -errno;
 	}
 	rc = fixture_open(f, 0);
+	if (rc == 0 && pv_check(f->store, tell, NULL, &report) == 0 && report.reserved_objects) {
+		crash_note("%" PRIu64 " objects are still reserved after the attach",
+			   report.reserved_objects);
+		return -EUCLEAN;
+	}
 	/* Segments without an index are what a creation or a destruction leaves on its way. */
 	if (rc == -ENOENT || (rc == -ENXIO && f->kept[0] < 0))
 		rc = 0;
@@ -309,11 +327,6 @@ int fixture_recover(void *ctx, const struct crash_image *image)
 }
 
 /* ---- check ---- */
-
-static void tell(void *ctx, const char *line)
-{
-	crash_note("%s", line);
-}
 
 struct live {
 	const uint8_t *at;
@@ -356,17 +369,6 @@ static const struct live *reach(struct collection *c, const void *at, size_t byt
 	return NULL;
 }
 
-/*
- * An object: its length, its key, a word that changes, filler that follows from key and length. Of
- * a large object only some words are filled, for each is a crash state. All zero is an object of
- * pv_alloc().
- */
-struct object_rec {
-	uint32_t bytes, key;
-	uint64_t word;
-	uint64_t filler[];
-};
-
 static bool is_filled(size_t i, size_t n)
 {
 	return n <= 64 || i < 4 || i % 512 == 0 || i == n - 1;
@@ -374,7 +376,7 @@ static bool is_filled(size_t i, size_t n)
 
 static bool object_whole(const struct live *o, uint64_t *hash)
 {
-	const struct object_rec *r = (const void *)o->at;
+	const struct fixture_object *r = (const void *)o->at;
 	size_t n;
 
 	*hash = mix(*hash + r->key + ((uint64_t)r->bytes << 32));
@@ -399,23 +401,27 @@ static bool object_whole(const struct live *o, uint64_t *hash)
 	return true;
 }
 
-int fixture_object(struct fixture *f, size_t bytes, uint64_t key, void **out)
+void fixture_fill(void *object, size_t bytes, uint64_t key)
 {
-	struct object_rec *r;
-	size_t n;
-	int rc = pv_reserve(f->store, bytes % 32 ? f->blob_type : f->node_type, bytes, out);
+	struct fixture_object *r = object;
+	size_t n = (bytes - sizeof(*r)) / 8;
 
-	if (rc)
-		return note_error("pv_reserve", rc);
-	r = *out;
 	r->bytes = (uint32_t)bytes;
 	r->key = (uint32_t)key;
 	r->word = 0;
-	n = (bytes - sizeof(*r)) / 8;
 	for (size_t i = 0; i < n; i++) {
 		if (is_filled(i, n))
 			r->filler[i] = mix(r->key + i);
 	}
+}
+
+int fixture_object(struct fixture *f, size_t bytes, uint64_t key, void **out)
+{
+	int rc = pv_reserve(f->store, bytes % 32 ? f->blob_type : f->node_type, bytes, out);
+
+	if (rc)
+		return note_error("pv_reserve", rc);
+	fixture_fill(*out, bytes, key);
 	return 0;
 }
 
@@ -509,14 +515,13 @@ static int probe_sizes(struct fixture *f)
 int fixture_probe(void *ctx)
 {
 	struct fixture *f = ctx;
-	struct index_view view;
 	uint64_t before;
 	int rc;
 
 	if (!f->store)
 		return 0;
 	rc = fixture_types(f);
-	if (!rc && view_index(f, &view) && find_root(&view, "table"))
+	if (!rc && fixture_has_root(f, "table"))
 		rc = fixture_table(f);
 	before = rc == 0 && f->table ? fixture_check(f) : 0;
 	if (rc || !f->table)

@@ -52,7 +52,20 @@ uint64_t fixture_check(void *ctx);
 void fixture_close(void *ctx);
 int fixture_probe(void *ctx);
 
+/*
+ * An object: its length, its key, a word that changes, filler that follows from key and length. Of
+ * a large object only some words are filled, for each is a crash state. All zero is an object of
+ * pv_alloc().
+ */
+struct fixture_object {
+	uint32_t bytes, key;
+	uint64_t word;
+	uint64_t filler[];
+};
+
 /* What they are made of. */
+bool fixture_has_root(struct fixture *f, const char *name);
+void fixture_fill(void *object, size_t bytes, uint64_t key);
 int fixture_open(struct fixture *f, uint32_t flags);
 int fixture_types(struct fixture *f);
 int fixture_table(struct fixture *f);
@@ -90,6 +103,20 @@ int op_word(void *ctx, uintptr_t slot);		 /* change a live object by one word */
 int op_link_many(void *ctx, uintptr_t arg);	 /* FIXTURE_MANY objects, one after the other */
 int op_unlink_many(void *ctx, uintptr_t slot);
 int op_random(void *ctx, uintptr_t seed); /* one of the above, chosen by seed and contents */
+/* Transactions (fixture_tx.c). To rewrite an object is to change all of its bytes in place. */
+int op_tx_rewrite(void *ctx, uintptr_t slot);
+int op_tx_rewrite_two(void *ctx, uintptr_t slots); /* SLOT(a, b) */
+int op_tx_link(void *ctx, uintptr_t arg);
+int op_tx_replace(void *ctx, uintptr_t arg);
+int op_tx_unlink(void *ctx, uintptr_t slot);
+int op_tx_nested(void *ctx, uintptr_t slots);
+int op_tx_abort(void *ctx, uintptr_t slots);
+int op_tx_inner_abort(void *ctx, uintptr_t slots);
+int op_tx_drop(void *ctx, uintptr_t slot); /* rewrites; allocates and frees again */
+int op_tx_long(void *ctx, uintptr_t slot); /* a log of several chunks */
+int op_tx_long_abort(void *ctx, uintptr_t slot);
+int op_tx_publish(void *ctx, uintptr_t slots); /* rewrites a, links b meanwhile */
+int op_tx_random(void *ctx, uintptr_t seed);
 int op_type(void *ctx, uintptr_t number); /* register a new type */
 int op_root(void *ctx, uintptr_t number); /* create a new root */
 int op_create(void *ctx, uintptr_t flags);

@@ -24,7 +24,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
-#include "internal.h"
+#include "engine.h"
 
 #define CALLER	       ((uintptr_t)__builtin_return_address(0))
 #define ALIAS_OF(name) __attribute__((alias(name)))

@@ -5,7 +5,7 @@
  */
 #include <stdarg.h>
 #include <stdio.h>
-#include "internal.h"
+#include "engine.h"
 
 #define CALLER ((uintptr_t)__builtin_return_address(0))
 

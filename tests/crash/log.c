@@ -13,7 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include "internal.h"
+#include "engine.h"
 
 #define LOG_BYTES ((size_t)1 << 31)
 

@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include "internal.h"
+#include "engine.h"
 
 static void child_run(const struct crash_scenario *scenario, const struct crash_options *options,
 		      struct crash_report *report, void (*run)(void))
@@ -166,6 +166,7 @@ static void help(const char *program)
 	       "  --depth N        crashes inside recovery: 0 none, 1 (default), 2, 3\n"
 	       "  --stride N       where a recovery repeats the stores of another one, only every\n"
 	       "                   N-th crash inside it (default 1: all)\n"
+	       "  --split-nested   inside recovery too, stop between the words of a wide store\n"
 	       "  --must-fail      succeed if a crash state is found that is not recovered\n"
 	       "  --prefix N       only the state after record N\n"
 	       "  --nested N       and in it only the crash after record N of the recovery\n"
@@ -219,6 +220,8 @@ static void parse(int argc, char **argv, struct cli *cli)
 			cli->options.depth = (unsigned)number(arg, argv[++i]);
 		} else if (strcmp(arg, "--stride") == 0) {
 			cli->options.stride = (unsigned)number(arg, argv[++i]);
+		} else if (strcmp(arg, "--split-nested") == 0) {
+			cli->options.split_nested = true;
 		} else if (strcmp(arg, "--must-fail") == 0) {
 			cli->options.must_fail = true;
 		} else if (strcmp(arg, "--prefix") == 0) {
@@ -267,6 +270,9 @@ static unsigned count_found(const struct crash_report *report)
 	return n;
 }
 
+/* A build with a bug in it whose bug could not be put in. */
+extern const char crash_mutant_is_stale[] __attribute__((weak));
+
 int crash_main(int argc, char **argv, const struct crash_entry *entries, size_t n_entries)
 {
 	static struct crash_report report;
@@ -274,6 +280,11 @@ int crash_main(int argc, char **argv, const struct crash_entry *entries, size_t 
 	unsigned failures = 0, found = 0, ran = 0;
 
 	parse(argc, argv, &cli);
+	if (crash_mutant_is_stale) {
+		fprintf(stderr, "the mutant %s does not fit the source any more, see mutate.py\n",
+			crash_mutant_is_stale);
+		return 1;
+	}
 	for (size_t i = 0; i < n_entries; i++) {
 		const struct crash_scenario *sc = entries[i].scenario;
 
@@ -288,6 +299,8 @@ int crash_main(int argc, char **argv, const struct crash_entry *entries, size_t 
 			failures += crash_sweep(sc, &cli.options, &report);
 		crash_report_print(&report);
 		found += count_found(&report);
+		if (found && cli.options.must_fail)
+			break;
 	}
 	if (cli.options.must_fail && ran) {
 		printf("%u crash states were found not to be recovered, as they should\n", found);

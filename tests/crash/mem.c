@@ -16,7 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include "internal.h"
+#include "engine.h"
 
 int ct_mem_find(int fd)
 {

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "internal.h"
+#include "engine.h"
 
 #ifndef F_SEAL_EXEC
 #define F_SEAL_EXEC 0x0020

@@ -10,7 +10,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include "internal.h"
+#include "engine.h"
 
 enum { PRINTED_FAILURES = 2 };
 
@@ -31,6 +31,11 @@ const char *crash_failure_name(enum crash_failure_kind kind)
 	};
 
 	return names[kind];
+}
+
+bool ct_enough(void)
+{
+	return ct.report->n_failures >= (ct.options->must_fail ? 1u : CRASH_MAX_FAILURES);
 }
 
 struct crash_failure *ct_fail(enum crash_failure_kind kind, const char *format, ...)

@@ -4,7 +4,7 @@
  * record by record and recovers every state on the way.
  */
 #include <stdlib.h>
-#include "internal.h"
+#include "engine.h"
 
 struct op_trace {
 	size_t start; /* log index */
@@ -51,6 +51,7 @@ static bool trace_ops(struct op_trace *traces, struct ct_image *base)
 		return false;
 	}
 	began = ct_now_ns();
+	ct.split_wide = !sc->keep_wide_stores;
 	ct_trace_begin();
 	ct_image_copy(base, &ct.shadow);
 	for (size_t i = 0; ok && i < sc->n_ops; i++) {
@@ -183,10 +184,10 @@ static uint64_t replay_op(struct ct_walk *walk, struct ct_image *image, size_t o
 			continue;
 		got = ct_walk_visit(walk, image, 0, i, &hash);
 		judge(op, t, &p, got, i >= t->end, i);
-		if (ct.report->n_failures >= CRASH_MAX_FAILURES)
+		if (ct_enough())
 			break;
 	}
-	if (got && only < 0 && ct.report->n_failures < CRASH_MAX_FAILURES)
+	if (got && only < 0 && !ct_enough())
 		judge(op, t, &p, got, true, next_start - 1);
 	free(p.left);
 	return got;
@@ -213,7 +214,7 @@ static void replay_ops(const struct op_trace *traces, struct ct_image *image)
 			f->got = got;
 		}
 	}
-	for (size_t i = 0; i < sc->n_ops && ct.report->n_failures < CRASH_MAX_FAILURES; i++) {
+	for (size_t i = 0; i < sc->n_ops && !ct_enough(); i++) {
 		size_t next = i + 1 < sc->n_ops ? traces[i + 1].start : ct.report->records;
 
 		got = replay_op(&walk, image, i, &traces[i], next, got);

@@ -21,7 +21,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#include "internal.h"
+#include "engine.h"
 
 enum {
 	POLL_NS = 50000,
@@ -284,6 +284,7 @@ static bool traced_run(size_t k, struct ct_image *base, struct run *run)
 	actor_start(&b, &sc->ops[1]);
 	began = ct_now_ns();
 	ct_trap_other(atomic_load(&b.tid));
+	ct.split_wide = !sc->keep_wide_stores;
 	ct_trace_begin();
 	ct_image_copy(base, &ct.shadow);
 	ok = interleave(&a, &b, k, run);
@@ -380,7 +381,7 @@ static void replay_run(struct ct_walk *walk, const struct outcomes *o, const str
 		/* Without a new image the same outcome must still be legal: somebody returned. */
 		judge(o, run, n, got, &j);
 		pending = false;
-		if (ct.report->n_failures >= CRASH_MAX_FAILURES)
+		if (ct_enough())
 			return;
 	}
 	if (run->live != o->ab && run->live != o->ba && ct.scenario->ops[0].rule != CRASH_CUSTOM)
@@ -418,7 +419,7 @@ void ct_switch_run(void)
 			replay_run(&walk, &o, &run, &image);
 			ct.report->replay_ns += ct_now_ns() - began;
 		}
-		if (ct.report->n_failures >= CRASH_MAX_FAILURES)
+		if (ct_enough())
 			return;
 	}
 	ct_walk_free(&walk);

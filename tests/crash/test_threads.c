@@ -23,6 +23,8 @@ PAIR(replace_replace, op_replace, SLOT(1, 64), op_replace, SLOT(2, 64));
 PAIR(replace_sizes, op_replace, SLOT(1, 200), op_replace, SLOT(3, 64));
 PAIR(replace_word, op_replace, SLOT(1, 64), op_word, 2);
 PAIR(swap_replace, op_swap, SLOT(1, 2), op_replace, SLOT(3, 64));
+PAIR(tx_link, op_tx_rewrite, 1, op_link, SLOT(21, 64));
+PAIR(tx_tx, op_tx_replace, SLOT(1, 64), op_tx_rewrite, 2);
 PAIR(extent_extent, op_link, SLOT(20, 40000), op_replace, SLOT(1, 34000));
 PAIR(grow_link, op_link_grows, SLOT(20, 60000), op_link, SLOT(21, 64));
 PAIR(link_grow, op_link, SLOT(20, 64), op_link_grows, SLOT(21, 60000));
@@ -65,6 +67,8 @@ int main(int argc, char **argv)
 		WARM("warm-replace-sizes", replace_sizes),
 		WARM("warm-replace-word", replace_word),
 		WARM("warm-swap-replace", swap_replace),
+		WARM("warm-tx-link", tx_link),
+		WARM("warm-tx-tx", tx_tx),
 		FIXTURE_SCENARIO("link-link", fixture_setup_settled, link_link, &roomy),
 		FIXTURE_SCENARIO("link-unlink", fixture_setup_settled, link_unlink, &roomy),
 		FIXTURE_SCENARIO("unlink-unlink", fixture_setup_settled, unlink_unlink, &roomy),

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include "internal.h"
+#include "engine.h"
 
 void ct_trace_begin(void)
 {

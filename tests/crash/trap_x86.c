@@ -27,7 +27,7 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
-#include "internal.h"
+#include "engine.h"
 
 #ifndef __x86_64__
 #error "the store tracer needs the x86-64 trap flag"
@@ -193,7 +193,7 @@ static bool has_lock_prefix(uintptr_t ip)
 
 static void log_step(void)
 {
-	bool joined = ct.scenario->keep_wide_stores || has_lock_prefix(step.ip);
+	bool joined = !ct.split_wide || has_lock_prefix(step.ip);
 	size_t first = ct.log.n;
 	size_t words = 0;
 

@@ -8,7 +8,7 @@
  */
 #include <stdio.h>
 #include <string.h>
-#include "internal.h"
+#include "engine.h"
 
 void ct_walk_init(struct ct_walk *walk)
 {
@@ -39,6 +39,7 @@ static bool recover(const struct ct_walk *walk, const struct ct_image *image, bo
 	ct_pool_export(image, &to, sc->any_order && (nr & 2));
 	if (sc->other_base && (nr & 1))
 		to.flags |= CRASH_OTHER_BASE;
+	ct.split_wide = walk->options->split_nested && !sc->keep_wide_stores;
 	if (traced)
 		ct_trace_begin();
 	rc = sc->recover(sc->ctx, &to);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * internal.h - what the files of the crash-sweep engine share. Only they include it.
+ * engine.h - what the files of the crash-sweep engine share. Only they include it.
  *
  *   mem       a memfd the engine knows, by inode, with a writable mapping of its own (the alias)
  *   map       where the code under test has mapped a mem; read-only while stores are trapped
@@ -13,8 +13,8 @@
  * The state is global because the signal handlers and the overridden libc calls need it, and
  * because a process runs one scenario. Nothing here takes a lock: see trap.c on threads.
  */
-#ifndef CRASH_INTERNAL_H
-#define CRASH_INTERNAL_H
+#ifndef CRASH_ENGINE_H
+#define CRASH_ENGINE_H
 
 #include <signal.h>
 #include <sys/types.h>
@@ -100,6 +100,7 @@ extern struct ct_state {
 	struct crash_report *report;
 	const struct crash_options *options;
 	volatile sig_atomic_t tracing; /* stores are trapped and logged */
+	bool split_wide;	       /* log the words of a wide store as separate crash points */
 	uint64_t random;	       /* state of the overridden getrandom() */
 	struct ct_log log;
 	struct ct_image shadow;
@@ -184,6 +185,7 @@ void ct_trace_expect(unsigned mem, uint64_t off, size_t len);
 void ct_trace_abandon(void); /* stops trapping, forgets the run */
 
 /* report.c */
+bool ct_enough(void); /* failures to stop here */
 struct crash_failure *ct_fail(enum crash_failure_kind kind, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 #define CT_NO_RECORD SIZE_MAX

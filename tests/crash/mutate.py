@@ -1,0 +1,154 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Writes a copy of a source file of the library with one bug put into it.
+
+    mutate.py MUTANT INPUT OUTPUT    write the mutated file
+    mutate.py --list                 "MUTANT FILE TEST SCENARIO" for each
+
+The crash sweeps must find every one of these bugs; one that they do not find is a hole in the sweeps.
+A bug is an exact replacement. When the library has changed so that the text is not there any more, the
+output is the unchanged file with a symbol that makes the test say so: then write the bug down anew.
+"""
+
+import sys
+
+# name: (file, test program, scenario, [(old, new), ...])
+MUTANTS = {
+    # The lane is idle before the intent was done.
+    'lane-ends-early': ('lane.c', 'store', 'roots', [(
+        '''	for (unsigned int i = 0; i < n; i++)
+		pvi_lane_apply(s, &lane->actions[i]);
+	pvi_lane_end(lane);
+''', '''	pvi_lane_end(lane);
+	for (unsigned int i = 0; i < n; i++)
+		pvi_lane_apply(s, &lane->actions[i]);
+''')]),
+    # The same in recovery: only a crash inside recovery shows it.
+    'recovery-ends-early': ('lane.c', 'heap', 'publish', [(
+        '''		for (uint64_t k = 0; k < lane->count; k++)
+			pvi_lane_apply(s, &lane->actions[k]);
+		pvi_lane_end(lane);
+''', '''		uint64_t n = lane->count;
+
+		pvi_lane_end(lane);
+		for (uint64_t k = 0; k < n; k++)
+			pvi_lane_apply(s, &lane->actions[k]);
+''')]),
+    # An intent of which recovery does not do the last action.
+    'recovery-stops-short': ('lane.c', 'heap', 'publish', [(
+        'for (uint64_t k = 0; k < lane->count; k++)\n			pvi_lane_apply',
+        'for (uint64_t k = 0; k + 1 < lane->count; k++)\n			pvi_lane_apply')]),
+    # Publishing without an intent, in the general form and in the straight line.
+    'publish-without-intent': ('heap.c', 'heap', 'publish', [(
+        '	pvi_lane_begin(t->lane, n);\n', '')]),
+    'link-without-intent': ('heap.c', 'heap', 'publish', [(
+        '	pvi_lane_begin(t->lane, replace ? 3 : 2);\n', '')]),
+    # A slab is in the page map before it is formatted.
+    'slab-before-format': ('slab.c', 'heap', 'reserve', [(
+        '	slab_format(s, seg, page, rec);\n', ''), (
+        '	describe_pages(s, seg, page, rec);\n\n	d = &seg',
+        '	slab_format(s, seg, page, rec);\n	describe_pages(s, seg, page, rec);\n\n	d = &seg')]),
+    # A root is named before it is live.
+    'root-in-two-steps': ('root.c', 'store', 'roots', [(
+        '''	t->lane->actions[1].where = pvi_lane_where(PV_DO_FLIP, 0);
+	t->lane->actions[1].value = generation;
+	pvi_lane_run(s, t->lane, 2);
+''', '''	pvi_index_commit(&s->index, generation);
+	pvi_lane_run(s, t->lane, 1);
+''')]),
+    # The index names a segment that nobody keeps yet.
+    'segment-named-first': ('segment.c', 'store', 'grow', [(
+        '''	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
+	if (err)
+		return err;
+''', ''), (
+        '''	pvi_segment_publish(s, number);
+	return 0;
+}
+
+int pvi_segment_grow''', '''	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
+	if (err)
+		return err;
+	pvi_segment_publish(s, number);
+	return 0;
+}
+
+int pvi_segment_grow''')]),
+    # The index is kept before the segment that it names.
+    'index-kept-first': ('store.c', 'store', 'create', [(
+        '''	err = s->handover->ops->keep(s->handover, 1, s->segments[0].fd);
+	if (!err)
+		err = s->handover->ops->keep(s->handover, 0, s->index.fd);
+''', '''	err = s->handover->ops->keep(s->handover, 0, s->index.fd);
+	if (!err)
+		err = s->handover->ops->keep(s->handover, 1, s->segments[0].fd);
+''')]),
+    # An index is in force before it is written.
+    'index-in-force-early': ('index.c', 'store', 'index', [(
+        '	memcpy(slot + 1, buf, bytes);\n	slot->bytes',
+        '	pvi_index_commit(idx, next);\n	memcpy(slot + 1, buf, bytes);\n	slot->bytes')]),
+    # A transaction's log is valid before its entry is there.
+    'tx-log-valid-early': ('tx.c', 'tx', 'tx', [(
+        '''	t->tx.end += need;
+	set_word(t->lane, PV_TX_ACTIVE, t->tx.chunk, t->tx.end);
+''', '	t->tx.end += need;\n'), (
+        '''	at = t->tx.log + t->tx.end;
+	*(struct tx_entry_rec *)''', '''	at = t->tx.log + t->tx.end;
+	set_word(t->lane, PV_TX_ACTIVE, t->tx.chunk, t->tx.end + need);
+	*(struct tx_entry_rec *)''')]),
+    # A commit that is not recorded before its actions are done.
+    'tx-commit-unrecorded': ('tx.c', 'tx', 'tx', [(
+        '	set_word(t->lane, PV_TX_COMMITTED, t->tx.chunk, t->tx.end);\n', '')]),
+    # A rollback that is over before the ranges are back.
+    'tx-rollback-ends-early': ('tx.c', 'tx', 'tx', [(
+        '''		if ((lane->tx & 3) == PV_TX_ACTIVE)
+			put_back(s, lane);
+		else
+			finish(s, lane);
+		set_word(lane, PV_TX_NONE, 0, 0);
+''', '''		struct lane_rec copy = *lane;
+
+		set_word(lane, PV_TX_NONE, 0, 0);
+		if ((copy.tx & 3) == PV_TX_ACTIVE)
+			put_back(s, &copy);
+		else
+			finish(s, &copy);
+''')]),
+    # A split that first makes the new bucket visible.
+    'split-in-two-steps': ('map_grow.c', 'map', 'map-grow', [(
+        '''	if (!err)
+		err = map_change_push(&change, PV_STORE(&rec->nbuckets, number + 1));
+	err = finish_change(&change, err);
+	return err == -E2BIG''', '''	rec->nbuckets = number + 1;
+	err = finish_change(&change, err);
+	return err == -E2BIG''')]),
+}
+
+
+def mutate(name, source, target):
+    with open(source, encoding='utf-8') as f:
+        text = f.read()
+    stale = False
+    mutated = text
+    for old, new in MUTANTS[name][3]:
+        stale |= mutated.count(old) != 1
+        mutated = mutated.replace(old, new)
+    if stale:
+        mutated = text + '\nextern const char crash_mutant_is_stale[];\n' \
+                         'const char crash_mutant_is_stale[] = "%s";\n' % name
+    with open(target, 'w', encoding='utf-8') as f:
+        f.write(mutated)
+
+
+def main():
+    if sys.argv[1:] == ['--list']:
+        for name, (source, test, scenario, _) in MUTANTS.items():
+            print(name, source, test, scenario)
+    elif len(sys.argv) == 4 and sys.argv[1] in MUTANTS:
+        mutate(*sys.argv[1:])
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == '__main__':
+    main()
