@@ -167,6 +167,17 @@ void client_unblock(struct client *c);
 void client_reply_begin(struct client *c);
 void client_reply_end(struct client *c);
 
+/** Write the replies that have gathered since client_reply_begin(); keep what cannot be written. */
+void client_write(struct client *c);
+
+/* ---- run.c ---- */
+
+/**
+ * Run the complete commands in `data`, which begins with a command (or with the part of one that
+ * was there the last time). Returns the number of bytes that are done with.
+ */
+size_t run_input(struct client *c, char *data, size_t len);
+
 /* ---- reply.c: to the shared output buffer ---- */
 
 void reply_raw(struct client *c, const char *data, size_t len);
