@@ -11,6 +11,8 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
 #include "holder.h"
@@ -31,27 +33,54 @@ static int take_over(struct pvi_keeper *k)
 	return pvi_session_take_over(k);
 }
 
+static bool incoming(const struct pvi_keeper *k)
+{
+	return pvi_keeper_find(k, HOLDER_TOKEN_INCOMING) >= 0;
+}
+
+/** Once through. -ESTALE: another process came in between. */
+static int collect(struct pvi_keeper *k)
+{
+	char *message;
+	int rc = pvi_keeper_load(k);
+
+	if (rc == -ENOENT && is_luo(k) && !(k->opts->flags & PV_RDONLY))
+		rc = pvi_session_find(k);
+	if (rc || !incoming(k))
+		return rc;
+	rc = take_over(k);
+	if (rc == 0 || rc == -ESTALE)
+		return rc;
+	/* Whoever was faster may have finished the session under our hands. */
+	message = strdup(pv_last_error());
+	if (pvi_keeper_changed(k) > 0)
+		rc = -ESTALE;
+	else if (message)
+		pvi_fail(rc, "%s", message);
+	free(message);
+	return rc;
+}
+
 static int holder_fetch(struct pvi_handover *h, struct pvi_fd **fds, unsigned int *n,
 			bool *from_kexec)
 {
 	struct pvi_keeper *k = pvi_keeper_of(h);
-	bool incoming;
-	int rc = pvi_keeper_load(k);
+	unsigned int attempts = 0;
+	int rc;
 
-	if (rc == -ENOENT && is_luo(k) && !(k->opts->flags & PV_RDONLY)) {
-		rc = pvi_session_find(k);
-		if (!rc)
-			rc = pvi_keeper_load(k);
-	}
-	if (rc)
-		return rc;
-	incoming = pvi_keeper_find(k, HOLDER_TOKEN_INCOMING) >= 0;
-	if (incoming)
-		rc = take_over(k);
+	/* Each time it is another's progress that stops us, and there is an end to that. */
+	k->shared = true;
+	do
+		rc = collect(k);
+	while (rc == -ESTALE && ++attempts < 2 * HOLDER_FDS_MAX);
+	k->shared = false;
+	if (rc == -ESTALE)
+		return pvi_fail(-EBUSY, "other processes keep changing what is kept of store %s",
+				k->place.name);
 	if (!rc)
 		rc = pvi_keeper_hand_out(k, fds, n);
 	if (!rc)
-		*from_kexec = incoming;
+		*from_kexec = incoming(k);
 	return rc;
 }
 

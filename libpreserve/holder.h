@@ -24,6 +24,13 @@ struct pvi_keeper {
 	   before: one that is fresh will do. */
 	uint64_t holder;
 	uint64_t changes;
+	/*
+	 * The store's lock is not ours yet: others may be taking the same store over at this
+	 * moment. What a holder that serves has is then the truth, and a request that it finds out
+	 * of date fails with -ESTALE: load again and go on from there. Only a holder that is empty
+	 * is brought up to date.
+	 */
+	bool shared;
 	bool refilled; /* a holder was brought up to date since the last pvi_keeper_check() */
 };
 
@@ -48,8 +55,10 @@ int pvi_keeper_keep(struct pvi_keeper *k, uint64_t token, int fd);
 int pvi_keeper_drop(struct pvi_keeper *k, uint64_t token);
 /** The same on the way out of a failure `rc`, whose message is to stay. */
 void pvi_keeper_drop_quietly(struct pvi_keeper *k, uint64_t token, int rc);
-/** Have the holder retrieve a LUO session (HOLDER_RETRIEVE), while it keeps nothing; *status is
- *  what the kernel said. */
+/**
+ * Have the holder retrieve a LUO session (HOLDER_RETRIEVE), while it keeps nothing; the table then
+ * has it too. *status is what the kernel said. -ESTALE: the holder keeps something by now, load.
+ */
 int pvi_keeper_retrieve(struct pvi_keeper *k, const char *session, int device, int *status);
 /** See pvi_handover_ops.check. */
 int pvi_keeper_check(struct pvi_keeper *k);

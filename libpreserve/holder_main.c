@@ -315,8 +315,8 @@ static int change(struct client *c, const struct holder_msg *m, int *fd)
 /** Carries out a well-formed request. False: end the connection. */
 static bool serve(struct client *c, const struct holder_msg *m, int *fd)
 {
-	struct holder_msg status = {.op = HOLDER_STATUS};
-	int rc;
+	struct holder_msg status = {.op = m->op};
+	int rc, session;
 
 	switch (m->op) {
 	case HOLDER_STATUS:
@@ -328,13 +328,16 @@ static bool serve(struct client *c, const struct holder_msg *m, int *fd)
 	case HOLDER_KEEP:
 	case HOLDER_DROP:
 	case HOLDER_FORGET:
+		rc = change(c, m, fd);
+		return reply(c, m->op, rc);
 	case HOLDER_RETRIEVE:
 		rc = change(c, m, fd);
+		session = rc ? -1 : kept[lower_bound(HOLDER_TOKEN_INCOMING)].fd;
 		/* The device lets in one at a time: it is closed before the reply is sent. */
-		if (*fd >= 0)
-			sys_close(*fd);
+		sys_close(*fd);
 		*fd = -1;
-		return reply(c, m->op, rc);
+		status.status = rc;
+		return reply_with(c, &status, session);
 	default:
 		return reply(c, m->op, -EOPNOTSUPP);
 	}

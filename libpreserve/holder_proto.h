@@ -61,7 +61,8 @@ enum holder_op {
 	/**
 	 * Attached is an open /dev/liveupdate. Retrieve the session `name` and keep it as
 	 * HOLDER_TOKEN_INCOMING. The holder does it because the session of a process that is
-	 * killed at this point would be finished, and what it carries freed.
+	 * killed at this point would be finished, and what it carries freed. The reply brings a
+	 * duplicate, so that from then on two have it and the death of either loses nothing.
 	 */
 	HOLDER_RETRIEVE = 6,
 };

@@ -7,7 +7,8 @@
  * and the keeper looks at what it has: a holder that keeps our index is ours, for the process that
  * has the index locked decides what belongs to the store; one that keeps nothing is free. It is
  * then brought up to date and the request is made again. One that keeps something else has been
- * started for another store of the same name: -EBUSY.
+ * started for another store of the same name: -EBUSY. Who has not locked the store yet decides
+ * nothing (pvi_keeper.shared).
  *
  * So the death of a holder costs nothing but the time until the next request: whatever is kept or
  * dropped, or prepared, next finds a new holder and hands everything over. A check is a request for
@@ -112,9 +113,9 @@ static void state_update(struct pvi_keeper *k)
  * Sends a request and remembers what the reply says of the holder. The status is in *m. -ESTALE: it
  * is not in step; a holder does not say so of a STATUS, which changes nothing, so it is done here.
  */
-static int ask(struct pvi_keeper *k, int sock, struct holder_msg *m, int fd)
+static int ask(struct pvi_keeper *k, int sock, struct holder_msg *m, int fd, int *fd_out)
 {
-	int rc = pvi_holder_ask(&k->place, sock, m, fd, NULL);
+	int rc = pvi_holder_ask(&k->place, sock, m, fd, fd_out);
 
 	if (rc == 0 && m->op == HOLDER_STATUS && m->status == 0 &&
 	    (m->holder != k->holder || m->changes != k->changes))
@@ -237,6 +238,8 @@ static int compare(struct pvi_keeper *k, const struct pvi_keeper *theirs)
 {
 	int mine = pvi_keeper_find(k, 0), other = pvi_keeper_find(theirs, 0);
 
+	if (theirs->n && k->shared)
+		return pvi_fail(-ESTALE, "another process is taking store %s over", k->place.name);
 	if (theirs->n == 0 || (mine >= 0 && other >= 0 && same_file(mine, other)))
 		return 0;
 	return pvi_fail(-EBUSY,
@@ -249,7 +252,7 @@ static int ask_checked(struct pvi_keeper *k, int sock, uint16_t op, uint64_t tok
 {
 	struct holder_msg m = {
 		.op = op, .token = token, .holder = k->holder, .changes = k->changes};
-	int rc = ask(k, sock, &m, fd);
+	int rc = ask(k, sock, &m, fd, NULL);
 
 	if (rc)
 		return rc;
@@ -287,8 +290,11 @@ static int resync(struct pvi_keeper *k, int sock)
 	return rc;
 }
 
-/** Has a request done by a holder that is in step, starting one if need be. */
-static int request(struct pvi_keeper *k, struct holder_msg *m, int fd)
+/**
+ * Has a request done by a holder that is in step, starting one if need be. *fd_out: what the reply
+ * brings, or -1.
+ */
+static int request(struct pvi_keeper *k, struct holder_msg *m, int fd, int *fd_out)
 {
 	const struct holder_msg wanted = *m;
 	int rc = 0;
@@ -303,7 +309,7 @@ static int request(struct pvi_keeper *k, struct holder_msg *m, int fd)
 		*m = wanted;
 		m->holder = k->holder;
 		m->changes = k->changes;
-		rc = ask(k, sock, m, fd);
+		rc = ask(k, sock, m, fd, fd_out);
 		if (rc == 0 && m->status == -ESTALE) {
 			rc = resync(k, sock);
 			close(sock);
@@ -335,7 +341,7 @@ int pvi_keeper_keep(struct pvi_keeper *k, uint64_t token, int fd)
 	if (copy < 0)
 		return pvi_fail(-errno, "cannot duplicate the descriptor of token %" PRIu64 ": %s",
 				token, strerror(errno));
-	rc = request(k, &m, copy);
+	rc = request(k, &m, copy, NULL);
 	if (rc == 0 && m.status)
 		rc = pvi_fail(m.status,
 			      m.status == -EMFILE
@@ -359,7 +365,7 @@ int pvi_keeper_drop(struct pvi_keeper *k, uint64_t token)
 
 	if (pvi_keeper_find(k, token) < 0)
 		return 0;
-	rc = request(k, &m, -1);
+	rc = request(k, &m, -1, NULL);
 	if (rc == 0 && m.status)
 		rc = pvi_fail(m.status,
 			      "the holder of store %s does not drop token %" PRIu64 ": %s",
@@ -378,7 +384,7 @@ int pvi_keeper_check(struct pvi_keeper *k)
 
 	if (k->n == 0)
 		return 0;
-	rc = request(k, &m, -1);
+	rc = request(k, &m, -1, NULL);
 	if (rc == 0 && m.status)
 		rc = pvi_fail(m.status, "the holder of store %s does not say what it keeps: %s",
 			      k->place.name, strerror(-m.status));
@@ -402,11 +408,18 @@ void pvi_keeper_drop_quietly(struct pvi_keeper *k, uint64_t token, int rc)
 int pvi_keeper_retrieve(struct pvi_keeper *k, const char *session, int device, int *status)
 {
 	struct holder_msg m = {.op = HOLDER_RETRIEVE};
-	int rc;
+	int fd = -1, rc = table_room(k);
 
+	if (rc)
+		return rc;
 	strncpy(m.name, session, sizeof(m.name) - 1);
-	rc = request(k, &m, device);
-	*status = m.status;
+	rc = request(k, &m, device, &fd);
+	*status = rc ? rc : m.status;
+	if (rc == 0 && m.status == 0 && fd < 0)
+		return pvi_fail(-EPROTO, "the holder of store %s does not hand its session out",
+				k->place.name);
+	if (fd >= 0)
+		table_put(k, HOLDER_TOKEN_INCOMING, fd);
 	return rc;
 }
 

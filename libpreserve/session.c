@@ -16,9 +16,11 @@
  *	join	  the holder keeps the descriptor, the session gets it, then it is listed. A file
  *		  that was not listed belongs to a segment that the index does not name.
  *	cancel	  the holder closes the session, then we do. Either way around nothing is preserved.
- *	find	  the holder retrieves the session, so that no death of an application can end it.
+ *	find	  the holder retrieves the session, so that no death of an application can end it,
+ *		  and gives us a copy, so that its own cannot either.
  *	take over file by file: retrieve, let the holder keep it. Whoever comes next goes on: the
- *		  kernel gives the same open file for a token as often as it is asked.
+ *		  kernel gives the same open file for a token as often as it is asked. Several may
+ *		  do it at once: who finds that another was faster loads what there is by now.
  *	finish	  mark the manifest taken over, finish, close. After the mark nothing is retrieved
  *		  any more, so it does not matter whether the kernel had finished.
  */

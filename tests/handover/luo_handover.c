@@ -424,6 +424,8 @@ static void race_take_over(void)
 		int status;
 
 		CHECK(waitpid(children[i], &status, 0) == children[i] && WIFEXITED(status));
+		if (WEXITSTATUS(status))
+			printf("luo-handover: one was told: %s\n", strerror(WEXITSTATUS(status)));
 		CHECK(WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == EBUSY);
 		succeeded += WEXITSTATUS(status) == 0;
 	}
@@ -474,31 +476,18 @@ static void joined_came(void)
 	h->ops->close(h);
 }
 
-/**
- * The holder dies at each step, this process goes on. Lost is only what the holder has retrieved
- * and nobody has a copy of yet: from after the first call, which has it retrieve, to before the
- * second, which fetches.
- */
+/** The holder dies at each step, this process goes on. Nothing is ever lost. */
 static void holder_deaths_after_kexec(void)
 {
 	unsigned int fetched = 0, finished = 0;
 
 	for (unsigned int step = 1; step <= TAKE_OVERS; step++) {
 		struct pvi_handover *h;
-		struct pvi_fd *fds;
-		unsigned int n;
-		bool from_kexec;
 		char store[16];
 
 		snprintf(store, sizeof(store), "h%u", step - 1);
 		h = play_open(store);
 		play_kill_holder_at(store, step);
-		if (step == 2 || step == 3) {
-			CHECK(h->ops->fetch(h, &fds, &n, &from_kexec) == -ENOENT);
-			h->ops->close(h);
-			play_expect_error(store, -ENOENT);
-			continue;
-		}
 		play_fetch(h, store, ALL, 0, true);
 		if (steps_count() >= step)
 			fetched = step;
