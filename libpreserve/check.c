@@ -69,8 +69,10 @@ static void check_slab(struct walk *w, const struct pvi_segment *seg, uint32_t p
 		case PV_SLOT_FREE:
 			w->report->free_slots++;
 			break;
-		case PV_SLOT_RESERVED:
 		case PV_SLOT_RETIRED:
+			w->report->retired_objects++;
+			break;
+		case PV_SLOT_RESERVED:
 		case PV_SLOT_HELD:
 			w->report->reserved_objects++;
 			break;
@@ -109,6 +111,8 @@ static void check_segment(struct walk *w, const struct pvi_segment *seg)
 		n = 1;
 		if (rec == 0) {
 			w->report->free_pages++;
+			if (seg->loaded && seg->slabs[i].state == PVI_EXTENT_RETIRED)
+				w->report->retired_objects++;
 			continue;
 		}
 		if (pvi_page_kind(rec) == PV_PAGE_FREE ||
@@ -172,6 +176,7 @@ int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void
 	struct pv_check_report r = {0};
 	struct walk w = {.s = s, .report = &r, .tell = tell, .ctx = ctx};
 
+	pvi_retire_pause(s);
 	if (!pvi_index_slot_sound(s->index.rec, pvi_index_generation(s->index.rec)))
 		problem(&w, "index: generation %" PRIu64 ": its slot is damaged",
 			pvi_index_generation(s->index.rec));
@@ -182,6 +187,7 @@ int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void
 	for (uint32_t i = 0; i < s->nsegments; i++)
 		check_segment(&w, &s->segments[i]);
 	check_roots(&w);
+	pvi_retire_resume(s);
 	*report = r;
 	return 0;
 }
@@ -207,8 +213,9 @@ static int visit_slab(struct pv_store *s, const struct pvi_segment *seg, uint32_
 	return 0;
 }
 
-int pv_iterate(struct pv_store *s, pv_type_t type,
-	       int (*visit)(void *ctx, void *object, size_t bytes, pv_type_t type), void *ctx)
+static int visit_segments(struct pv_store *s, pv_type_t type,
+			  int (*visit)(void *ctx, void *object, size_t bytes, pv_type_t type),
+			  void *ctx)
 {
 	for (uint32_t k = 0; k < s->nsegments; k++) {
 		const struct pvi_segment *seg = &s->segments[k];
@@ -235,4 +242,15 @@ int pv_iterate(struct pv_store *s, pv_type_t type,
 		}
 	}
 	return 0;
+}
+
+int pv_iterate(struct pv_store *s, pv_type_t type,
+	       int (*visit)(void *ctx, void *object, size_t bytes, pv_type_t type), void *ctx)
+{
+	int err;
+
+	pvi_retire_pause(s);
+	err = visit_segments(s, type, visit, ctx);
+	pvi_retire_resume(s);
+	return err;
 }

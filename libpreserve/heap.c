@@ -7,6 +7,7 @@
  *	publish LIVE	slot byte RESERVED -> LIVE, through the lane
  *	publish FREE	slot byte LIVE -> HELD, and the slot goes on top of the freeing thread's
  *			magazine, where the next reserve finds it still in cache
+ *	publish RETIRE	slot byte LIVE -> RETIRED; the rest is done after a grace period (retire.c)
  *	cancel		the same with RESERVED -> HELD
  *
  * Objects larger than the largest class are extents: free in the page map until published, held
@@ -34,7 +35,7 @@ static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *se
 	uint32_t page = (uint32_t) (seg_off >> s->page_shift);
 	int err;
 
-	*o = (struct pvi_object){.rec = rec, .seg = seg};
+	*o = (struct pvi_object){.rec = rec, .seg = seg, .state = PV_SLOT_LIVE};
 	if (seg_off & ((1u << s->page_shift) - 1))
 		return no_object(p);
 	if (s->readonly)
@@ -50,12 +51,15 @@ static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *se
 		    seg->slabs[page].state != PVI_EXTENT_HELD)
 			err = damaged(seg, page);
 	} else if (!err) {
-		o->held = pvi_page_kind(rec) == PV_PAGE_FREE &&
-			  seg->slabs[page].state == PVI_EXTENT_HELD;
-		if (o->held)
+		if (pvi_page_kind(rec) == PV_PAGE_FREE &&
+		    seg->slabs[page].state == PVI_EXTENT_HELD) {
+			o->state = PV_SLOT_RESERVED;
 			o->rec = pvi_rec_extent(seg->slabs[page].cursor, seg->slabs[page].nfree);
-		else
+		} else if (seg->slabs[page].state == PVI_EXTENT_RETIRED) {
+			o->state = PV_SLOT_RETIRED;
+		} else {
 			err = no_object(p);
+		}
 	}
 	pthread_mutex_unlock(&s->heap_lock);
 	return err;
@@ -136,7 +140,7 @@ static inline int find_object(struct pv_store *s, const void *p, struct pvi_obje
 static inline uint8_t state_of(const struct pvi_object *o)
 {
 	if (pvi_unlikely(!o->byte))
-		return o->held ? PV_SLOT_RESERVED : PV_SLOT_LIVE;
+		return o->state;
 	return __atomic_load_n(o->byte, __ATOMIC_RELAXED);
 }
 
@@ -302,6 +306,16 @@ static void extent_published(struct pv_store *s, const struct pvi_object *o, con
 	pthread_mutex_unlock(&s->heap_lock);
 }
 
+static void extent_retired(struct pv_store *s, const struct pvi_object *o, const void *p)
+{
+	struct pvi_slab *d = &o->seg->slabs[extent_page(s, o, p)];
+
+	pthread_mutex_lock(&s->heap_lock);
+	d->nfree = pvi_rec_extent_pages(o->rec);
+	d->state = PVI_EXTENT_RETIRED;
+	pthread_mutex_unlock(&s->heap_lock);
+}
+
 int pv_cancel(struct pv_store *s, void *p)
 {
 	struct pvi_thread *t;
@@ -396,6 +410,8 @@ inline int pvi_heap_resolve(struct pv_store *s, const struct pv_action *a,
 		return resolve_live(s, a->target, rec, o);
 	case PV_ACTION_FREE:
 		return resolve_free(s, a->target, rec, o);
+	case PV_ACTION_RETIRE: /* to recovery it is the same: after a crash there are no readers */
+		return s->retire ? resolve_free(s, a->target, rec, o) : pvi_retire_no_flavor();
 	}
 	return pvi_fail(-EINVAL, "action %u is unknown", a->op);
 }
@@ -405,7 +421,7 @@ static inline int resolve(struct pv_store *s, struct pvi_thread *t, const struct
 			  unsigned int n, struct pvi_object *objects)
 {
 	struct action_rec *recs = t->lane->actions;
-	unsigned int live = 0, freed = 0;
+	unsigned int live = 0, freed = 0, retired = 0;
 
 	for (unsigned int i = 0; i < n; i++) {
 		int err = pvi_heap_resolve(s, &actions[i], &recs[i], &objects[i]);
@@ -414,16 +430,15 @@ static inline int resolve(struct pv_store *s, struct pvi_thread *t, const struct
 			return err;
 		live += actions[i].op == PV_ACTION_LIVE;
 		freed += actions[i].op == PV_ACTION_FREE;
+		retired += actions[i].op == PV_ACTION_RETIRE;
 	}
-	if (pvi_likely(live <= 1 && freed <= 1))
-		return 0;
 	/* What is reserved is not live, so the same object twice is twice live or twice free. */
-	for (unsigned int i = 0; i < n; i++)
+	for (unsigned int i = 0; i < n && (live > 1 || freed + retired > 1); i++)
 		for (unsigned int k = 0; k < i && actions[i].op != PV_ACTION_STORE; k++)
 			if (recs[k].where == recs[i].where)
 				return pvi_fail(-EINVAL, "%p stands twice in one intent",
 						actions[i].target);
-	return 0;
+	return retired ? pvi_retire_room(s, t, retired) : 0;
 }
 
 inline void pvi_heap_apply(struct pv_store *s, const struct pv_action *a,
@@ -434,14 +449,21 @@ inline void pvi_heap_apply(struct pv_store *s, const struct pv_action *a,
 	else if (pvi_unlikely(!o->byte))
 		pvi_lane_apply(s, rec);
 	else /* what this process frees stays held: it goes to a magazine when the log is void */
-		__atomic_store_n(o->byte, a->op == PV_ACTION_LIVE ? PV_SLOT_LIVE : PV_SLOT_HELD,
+		__atomic_store_n(o->byte,
+				 a->op == PV_ACTION_LIVE	 ? PV_SLOT_LIVE
+				 : a->op == PV_ACTION_RETIRE ? PV_SLOT_RETIRED
+							     : PV_SLOT_HELD,
 				 __ATOMIC_RELEASE);
 }
 
 inline void pvi_heap_settle(struct pv_store *s, struct pvi_thread *t, const struct pv_action *a,
 			    const struct pvi_object *o)
 {
-	if (pvi_unlikely(!o->byte))
+	if (a->op == PV_ACTION_RETIRE) {
+		if (!o->byte)
+			extent_retired(s, o, a->target);
+		pvi_retire_note(s, t, a->target, o->byte);
+	} else if (pvi_unlikely(!o->byte))
 		a->op == PV_ACTION_FREE ? extent_ended(s, o, a->target)
 					: extent_published(s, o, a->target);
 	else if (a->op == PV_ACTION_FREE)
@@ -452,6 +474,7 @@ static __attribute__((noinline)) int publish_any(struct pv_store *s,
 						  const struct pv_action *actions, unsigned int n)
 {
 	struct pvi_object objects[PV_ACTIONS_MAX];
+	bool retired = false;
 	struct pvi_thread *t;
 	int err = pvi_thread_get(s, &t);
 
@@ -467,9 +490,13 @@ static __attribute__((noinline)) int publish_any(struct pv_store *s,
 	for (unsigned int i = 0; i < n; i++)
 		pvi_heap_apply(s, &actions[i], &t->lane->actions[i], &objects[i]);
 	pvi_lane_end(t->lane);
-	for (unsigned int i = 0; i < n; i++)
+	for (unsigned int i = 0; i < n; i++) {
 		if (actions[i].op != PV_ACTION_STORE)
 			pvi_heap_settle(s, t, &actions[i], &objects[i]);
+		retired |= actions[i].op == PV_ACTION_RETIRE;
+	}
+	if (retired)
+		pvi_retire_hand_over(s, t);
 	return 0;
 }
 

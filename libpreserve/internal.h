@@ -220,6 +220,22 @@ int pvi_heap_hold(struct pv_store *s, size_t bytes, void **out);
 /** Is [off, off + bytes) within pages of objects of one segment? */
 bool pvi_heap_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes);
 
+/* ---- retire.c ---- */
+
+/* A PV_RETIRE in three steps. Room for n objects, which is all that can fail; then, after the intent
+ * or commit, each object (its slot byte, or NULL: an extent in state PVI_EXTENT_RETIRED); then all
+ * of them go. After the first the last has to follow, and nothing else in between. */
+int pvi_retire_room(struct pv_store *s, struct pvi_thread *t, uint32_t n);
+void pvi_retire_note(struct pv_store *s, struct pvi_thread *t, void *object, uint8_t *byte);
+void pvi_retire_hand_over(struct pv_store *s, struct pvi_thread *t);
+/** The error of a PV_RETIRE while s->retire is NULL. */
+int pvi_retire_no_flavor(void);
+/** Until the second call no callback changes the heap. Taken before heap_lock. */
+void pvi_retire_pause(struct pv_store *s);
+void pvi_retire_resume(struct pv_store *s);
+/** Free what pv_retire_flavor() made. Nothing is in flight any more: pv_retire_wait(). */
+void pvi_retire_close(struct pv_store *s);
+
 /* ---- tx.c ---- */
 
 /** After a crash: is every lane's log sound? Attach only, as the next. */
@@ -246,7 +262,11 @@ extern _Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
 int pvi_thread_store_open(struct pv_store *s);
 /** Take it out again and free all threads' state. */
 void pvi_thread_store_close(struct pv_store *s);
-/** Make the calling thread's state: a lane and empty magazines. */
+/** Make a thread's state, a lane and empty magazines, that no thread finds. */
+int pvi_thread_make(struct pv_store *s, struct pvi_thread **out);
+/** Give back what such a state has. */
+void pvi_thread_unmake(struct pv_store *s, struct pvi_thread *t);
+/** Make the calling thread's state. */
 int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out);
 /** The magazine for a type and class, made on first use; NULL: no memory or no such type. */
 struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,

@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <preserve/retire.h>
+
 #include "handover.h"
 #include "internal.h"
 
@@ -144,6 +146,7 @@ static int geometry(struct pv_store *s)
 /* Release what a handle has; the backend's handle is the caller's. */
 static void teardown(struct pv_store *s)
 {
+	pvi_retire_close(s);
 	if (s->serial)
 		pvi_thread_store_close(s);
 	for (uint32_t i = 0; i < s->nsegments; i++) {
@@ -554,8 +557,10 @@ int pv_open(const char *name, const struct pv_options *opts, struct pv_store **o
 
 int pv_close(struct pv_store *s)
 {
-	if (!s)
-		return 0;
+	int err = s ? pv_retire_wait(s) : 0;
+
+	if (!s || err)
+		return err;
 	teardown(s);
 	s->handover->ops->close(s->handover);
 	pthread_mutex_destroy(&s->heap_lock);
@@ -567,10 +572,10 @@ int pv_close(struct pv_store *s)
 
 int pv_destroy(struct pv_store *s)
 {
-	int err = 0;
+	int err = s ? pv_retire_wait(s) : 0;
 
-	if (!s)
-		return 0;
+	if (!s || err)
+		return err;
 	if (s->readonly)
 		err = pvi_fail(-EPERM, "the store was opened read-only");
 	else

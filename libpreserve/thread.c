@@ -58,10 +58,7 @@ static void thread_exit(void *unused)
 		if (!s || pvi_tls[i].serial != s->serial)
 			continue;
 		pvi_tx_leave(s, pvi_tls[i].thread);
-		pthread_mutex_lock(&s->heap_lock);
-		thread_leave(s, pvi_tls[i].thread);
-		pthread_mutex_unlock(&s->heap_lock);
-		thread_free(pvi_tls[i].thread);
+		pvi_thread_unmake(s, pvi_tls[i].thread);
 		pvi_tls[i].serial = 0;
 	}
 	pthread_mutex_unlock(&stores_lock);
@@ -118,21 +115,12 @@ static bool take_lane(struct pv_store *s, uint32_t *number)
 	return false;
 }
 
-int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
+int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 {
-	struct pvi_thread *t;
-	int err;
+	struct pvi_thread *t = calloc(1, sizeof(*t));
 
-	if (s->readonly)
-		return pvi_fail(-EPERM, "the store was opened read-only");
-	t = calloc(1, sizeof(*t));
 	if (!t)
 		return pvi_fail(-ENOMEM, "no memory for a thread's state");
-	err = pthread_setspecific(exit_key, t); /* any non-null value: the destructor uses pvi_tls */
-	if (err) {
-		free(t);
-		return pvi_fail(err, "pthread_setspecific: %s", strerror(err));
-	}
 	pthread_mutex_lock(&s->heap_lock);
 	if (!take_lane(s, &t->lane_number)) {
 		pthread_mutex_unlock(&s->heap_lock);
@@ -144,9 +132,32 @@ int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
 	t->next = s->threads;
 	s->threads = t;
 	pthread_mutex_unlock(&s->heap_lock);
-	pvi_tls[s->slot] = (struct pvi_tls_entry){.serial = s->serial, .thread = t};
 	*out = t;
 	return 0;
+}
+
+void pvi_thread_unmake(struct pv_store *s, struct pvi_thread *t)
+{
+	pthread_mutex_lock(&s->heap_lock);
+	thread_leave(s, t);
+	pthread_mutex_unlock(&s->heap_lock);
+	thread_free(t);
+}
+
+int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
+{
+	int err;
+
+	if (s->readonly)
+		return pvi_fail(-EPERM, "the store was opened read-only");
+	/* Any non-null value: the destructor uses pvi_tls. */
+	err = pthread_setspecific(exit_key, &exit_key);
+	if (err)
+		return pvi_fail(err, "pthread_setspecific: %s", strerror(err));
+	err = pvi_thread_make(s, out);
+	if (!err)
+		pvi_tls[s->slot] = (struct pvi_tls_entry){.serial = s->serial, .thread = *out};
+	return err;
 }
 
 struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,

@@ -20,7 +20,8 @@
  * Locks, in the order in which they may be taken
  *	stores_lock	(thread.c) the process's table of open stores; a thread that ends holds it while it
  *			gives back what it has
- *	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
+ *	reclaiming	(retire.c) one callback at a time gives memory back; none while the heap is walked
+	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
  *			index_lock, the list of types
  *	handover_lock	handover calls; held while a segment joins, so that a prepare sees it on both
  *			sides or on neither
@@ -82,6 +83,7 @@ enum pvi_slab_state {
 	PVI_SLAB_FULL,	   /* no FREE slot, on no list */
 	PVI_EXTENT_HELD,   /* extent reserved; the page map says whether it is live meanwhile */
 	PVI_EXTENT_LIVE,
+	PVI_EXTENT_RETIRED, /* free in the page map, kept for readers; nfree: pages */
 };
 
 /** Descriptor of a slab or of an extent, at the index of its head page. */
@@ -140,7 +142,7 @@ struct pvi_magazine {
 struct pvi_object {
 	uint8_t *byte;		 /* its slot byte; NULL: an extent */
 	uint32_t bin;		 /* of a slot */
-	bool held;		 /* an extent that is not live */
+	uint8_t state;		 /* of an extent: what its slot byte would be */
 	uint64_t rec;		 /* of an extent: its page map entry as it is or will be */
 	struct pvi_segment *seg; /* of an extent */
 };
@@ -221,6 +223,7 @@ struct pvi_index {
 };
 
 struct pvi_handover;
+struct pvi_retire;
 
 struct pv_store {
 	/* Read without a lock, constant after pv_open() but for the segment table's growth. */
@@ -246,6 +249,7 @@ struct pv_store {
 	struct pvi_thread *threads;
 	uint64_t limit_bytes;
 	uint64_t used_pages;
+	_Atomic(struct pvi_retire *) retire; /* retire.c; NULL: no flavour was chosen */
 
 	pthread_mutex_t index_lock;
 	struct pvi_index index;

@@ -145,11 +145,13 @@ int pv_open(const char *name, const struct pv_options *opts, struct pv_store **o
 /**
  * Close the handle: returns this process's reservations, unmaps the window, releases the lock. The
  * data stay with the handover backend. No other thread may use `store` any more; threads that did
- * need not have ended. Returns 0. NULL is allowed.
+ * need not have ended. With a pv_retire_flavor() it waits for readers first, and fails with -EDEADLK,
+ * the handle still open, if the caller is one. Otherwise returns 0. NULL is allowed.
  */
 int pv_close(struct pv_store *store);
 
-/** Close the handle and drop the data for good: the backend forgets the descriptors. One thread. */
+/** Close the handle and drop the data for good: the backend forgets the descriptors. One thread. Waits
+ *  as pv_close() does; any error but -EDEADLK comes with the handle closed. */
 int pv_destroy(struct pv_store *store);
 
 /** How pv_open() came by the store. */
@@ -266,9 +268,10 @@ enum pv_action_op {
 	PV_ACTION_LIVE = 1,
 	PV_ACTION_STORE = 2,
 	PV_ACTION_FREE = 3,
+	PV_ACTION_RETIRE = 4,
 };
 
-/** One step of an intent. Use the PV_LIVE, PV_STORE and PV_FREE macros. */
+/** One step of an intent. Use the PV_LIVE, PV_STORE, PV_FREE and PV_RETIRE macros. */
 struct pv_action {
 	uint32_t op;
 	uint32_t reserved;
@@ -284,6 +287,10 @@ struct pv_action {
  *  returned. */
 #define PV_FREE(object) ((struct pv_action){PV_ACTION_FREE, 0, (object), 0})
 
+/** Free a live object that other threads may be reading: its memory is kept as it is until no reader
+ *  can hold it any more. See preserve/retire.h; -EINVAL without a pv_retire_flavor(). */
+#define PV_RETIRE(object) ((struct pv_action){PV_ACTION_RETIRE, 0, (object), 0})
+
 /** The most actions in one intent. */
 #define PV_ACTIONS_MAX 30u
 
@@ -292,9 +299,9 @@ struct pv_action {
  * order in which they become visible to other threads is the order given, so make an object live
  * before you store the pointer to it.
  * Words that two threads might store to are protected by the caller's own lock, held for the call.
- * Errors, with nothing changed: -EINVAL an object is not reserved (LIVE) or not live (FREE), a
+ * Errors, with nothing changed: -EINVAL an object is not reserved (LIVE) or not live (FREE, RETIRE), a
  * target is outside of the store or not aligned, an object stands twice; -ENOSPC more than
- * PV_ACTIONS_MAX; -EUSERS; -EPERM.
+ * PV_ACTIONS_MAX; -ENOMEM (RETIRE); -EUSERS; -EPERM.
  * Any thread.
  */
 int pv_publish(struct pv_store *store, const struct pv_action *actions, unsigned int n);
@@ -367,7 +374,8 @@ struct pv_check_report {
 	uint64_t free_slots;
 	uint64_t slabs;
 	uint64_t extents;
-	uint64_t free_pages;
+	uint64_t free_pages;     /* those of reserved and retired extents included */
+	uint64_t retired_objects; /* slots and extents; see preserve/retire.h */
 };
 
 /**

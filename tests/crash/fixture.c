@@ -79,7 +79,7 @@ int fixture_open(struct fixture *f, uint32_t flags)
 		f->store = NULL;
 		crash_note("pv_open: %s", pv_last_error());
 	}
-	return rc;
+	return rc ? rc : fixture_flavor(f);
 }
 
 void fixture_close(void *ctx)

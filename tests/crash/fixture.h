@@ -28,6 +28,7 @@ struct fixture {
 	uint64_t segment_bytes; /* default 32 KiB */
 	uint64_t limit_bytes;
 	uint32_t lanes; /* default 4 */
+	bool retires;	/* a flavour of RCU is chosen: takes a lane */
 
 	struct pv_store *store;
 	pv_type_t table_type, node_type, blob_type;
@@ -67,6 +68,7 @@ struct fixture_object {
 bool fixture_has_root(struct fixture *f, const char *name);
 void fixture_fill(void *object, size_t bytes, uint64_t key);
 int fixture_open(struct fixture *f, uint32_t flags);
+int fixture_flavor(struct fixture *f);
 int fixture_types(struct fixture *f);
 int fixture_table(struct fixture *f);
 /* A reserved object whose bytes depend on key; fixture_check() knows them. */
@@ -117,6 +119,13 @@ int op_tx_long(void *ctx, uintptr_t slot); /* a log of several chunks */
 int op_tx_long_abort(void *ctx, uintptr_t slot);
 int op_tx_publish(void *ctx, uintptr_t slots); /* rewrites a, links b meanwhile */
 int op_tx_random(void *ctx, uintptr_t seed);
+/* Retiring (fixture_retire.c). */
+int op_retire(void *ctx, uintptr_t slot);	/* op_unlink() with RETIRE */
+int op_retire_replace(void *ctx, uintptr_t arg); /* op_replace() with RETIRE */
+int op_retire_many(void *ctx, uintptr_t slot);	/* FIXTURE_MANY, one after the other */
+int op_retire_some(void *ctx, uintptr_t slot);	/* five objects, as one */
+int op_reclaim(void *ctx, uintptr_t unused);	/* the grace period is over: all is given back */
+int op_reclaim_link(void *ctx, uintptr_t arg);	/* and an object is linked */
 int op_type(void *ctx, uintptr_t number); /* register a new type */
 int op_root(void *ctx, uintptr_t number); /* create a new root */
 int op_create(void *ctx, uintptr_t flags);
