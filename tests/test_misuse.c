@@ -204,7 +204,8 @@ static void wrong_actions(void **state)
 		const char *says;
 	} bad[] = {
 		{{.op = 0, .target = live}, "action 0 is unknown"},
-		{{.op = 4, .target = live}, "action 4 is unknown"},
+		{{.op = 99, .target = live}, "action 99 is unknown"},
+		{{.op = PV_ACTION_RETIRE, .target = live}, "no flavour"},
 		{{.op = 0xffffffff, .target = live}, "action 4294967295 is unknown"},
 		{PV_STORE(live + 1, 1), "not an aligned word"},
 		{PV_STORE(live + 4, 1), "not an aligned word"},
