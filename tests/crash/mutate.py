@@ -5,7 +5,8 @@
     mutate.py MUTANT INPUT OUTPUT    write the mutated file
     mutate.py --list                 "MUTANT FILE TEST SCENARIO" for each
 
-The crash sweeps must find every one of these bugs; one that they do not find is a hole in the sweeps.
+The crash sweeps, or where the test is `storm` the kill storm, must find every one of these bugs; one
+that they do not find is a hole in them.
 A bug is an exact replacement. When the library has changed so that the text is not there any more, the
 output is the unchanged file with a symbol that makes the test say so: then write the bug down anew.
 """
@@ -114,6 +115,22 @@ int pvi_segment_grow''')]),
 		else
 			finish(s, &copy);
 ''')]),
+    # Recovery does less than it should: a kill in the right place is enough.
+    'storm-recovery-stops-short': ('lane.c', 'storm', '-', [(
+        'for (uint64_t k = 0; k < lane->count; k++)\n			pvi_lane_apply',
+        'for (uint64_t k = 0; k + 1 < lane->count; k++)\n			pvi_lane_apply')]),
+    # Two threads have the same lane.
+    'storm-lane-shared': ('thread.c', 'storm', '-', [(
+        '		s->lanes_taken[i / 64] |= bit;\n', '')]),
+    # A thread that ends does not abort its transaction.
+    'storm-tx-left-open': ('thread.c', 'storm', '-', [(
+        '		pvi_tx_leave(s, pvi_tls[i].thread);\n', '')]),
+    # A thread that ends gives its slots back without the lock.
+    'storm-exit-without-lock': ('thread.c', 'storm', '-', [(
+        """		pthread_mutex_lock(&s->heap_lock);
+		thread_leave(s, pvi_tls[i].thread);
+		pthread_mutex_unlock(&s->heap_lock);
+""", '		thread_leave(s, pvi_tls[i].thread);\n')]),
     # A split that first makes the new bucket visible.
     'split-in-two-steps': ('map_grow.c', 'map', 'map-grow', [(
         '''	if (!err)
