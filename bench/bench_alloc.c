@@ -3,22 +3,28 @@
  * What does allocating and freeing cost, and how much memory does it take?
  *
  * One run is one workload on one side (ops.h). It tells the rate, counting an allocation together
- * with a free as one operation, and the memory taken when the work is done, all threads still being
- * there. The workloads:
+ * with a free as one operation, and the memory that the process has when the work is done, all
+ * threads still being there. The workloads:
  *
  *   replace-64        replace a random one of --live objects by a new one of 64 bytes
  *   replace-16-1024   the same with sizes evenly spread from 16 to 1024 bytes
  *   overhead-64       allocate --live objects of 64 bytes, once; tells the memory only
  *
- * and four with the parameters that the Ralloc paper (Cai, Wen, Beadle, Kjellqvist, Hedayati,
- * Scott: Understanding and Optimizing Persistent Memory Allocation, ISMM 2020) gives them:
+ * four with the parameters that the Ralloc paper (Cai, Wen, Beadle, Kjellqvist, Hedayati, Scott:
+ * Understanding and Optimizing Persistent Memory Allocation, ISMM 2020) gives them:
  *
  *   threadtest        each thread allocates 100,000 objects of 64 bytes, then frees them, and again
  *   larson            each thread replaces random ones of 1,000 objects of 64 to 400 bytes, and
- * after a while hands what it has to a new thread, and ends prodcon           of each two threads
- * one allocates objects of 64 bytes and puts them into a queue, the other takes them out and frees
- * them; one thread alone takes turns shbench           many objects of 64 to 400 bytes, small ones
- * more often, freed in several orders
+ *                     after a while hands what it has to a new thread, and ends
+ *   prodcon           of each two threads one allocates objects of 64 bytes and puts them into a
+ *                     queue, the other takes them out and frees them; one thread alone takes turns
+ *   shbench           many objects of 64 to 400 bytes, small ones more often, freed in several
+ *                     orders
+ *
+ * and two that tell what of a figure is the benchmark's own work, the same on every side:
+ *
+ *   loop-64           replace-64 without allocator: a random slot, a store into it
+ *   loop-16-1024      and of replace-16-1024, with the random size
  *
  * Every new object gets its first 8 bytes written.
  */
@@ -86,7 +92,7 @@ struct run {
 	struct worker *workers;
 	struct queue *queues;
 	pthread_barrier_t barrier;
-	uint64_t pss_bytes; /* at the end of the work */
+	struct bench_memory memory; /* at the end of the work */
 };
 
 static bool time_left(struct worker *w)
@@ -133,6 +139,28 @@ static void replace_mixed(struct worker *w)
 		for (unsigned int k = 0; k < CHECK_EVERY; k++)
 			ops_replace(&w->slots[bench_random_below(&w->rng, w->nslots)],
 				    size_16_1024(&w->rng), k);
+		w->ops += CHECK_EVERY;
+	} while (time_left(w));
+}
+
+/* ---- the loops alone ---- */
+
+static void loop_64(struct worker *w)
+{
+	do {
+		for (unsigned int k = 0; k < CHECK_EVERY; k++)
+			__atomic_store_n(&w->slots[bench_random_below(&w->rng, w->nslots)], k,
+					 __ATOMIC_RELEASE);
+		w->ops += CHECK_EVERY;
+	} while (time_left(w));
+}
+
+static void loop_mixed(struct worker *w)
+{
+	do {
+		for (unsigned int k = 0; k < CHECK_EVERY; k++)
+			__atomic_store_n(&w->slots[bench_random_below(&w->rng, w->nslots)],
+					 size_16_1024(&w->rng), __ATOMIC_RELEASE);
 		w->ops += CHECK_EVERY;
 	} while (time_left(w));
 }
@@ -350,6 +378,8 @@ static const struct workload workloads[] = {
 	{"larson", larson_slots, 400, larson_prepare, larson},
 	{"prodcon", prodcon_slots, 64, NULL, prodcon},
 	{"shbench", shbench_slots, 400, NULL, shbench},
+	{"loop-64", replace_slots, 64, NULL, loop_64},
+	{"loop-16-1024", replace_slots, 1024, NULL, loop_mixed},
 };
 
 static void wait_for_all(struct worker *w)
@@ -387,14 +417,16 @@ static void *worker_main(void *arg)
 	/* While all threads are there, with whatever they hold ready, as in a program that goes on.
 	 */
 	if (w->index == 0)
-		w->run->pss_bytes = bench_pss_bytes();
+		w->run->memory = bench_memory();
 	wait_for_all(w);
 	return NULL;
 }
 
-static void tell(const struct run *run, uint64_t pss_before, size_t total_slots)
+/* Memory is what the process has, not what it took since its beginning: some allocators take much of
+ * theirs before main(). The table of slots is the benchmark's own, and the same on every side. */
+static void tell(const struct run *run, size_t total_slots)
 {
-	uint64_t pss = run->pss_bytes, tables = total_slots * sizeof(bench_slot);
+	uint64_t tables = total_slots * sizeof(bench_slot);
 	double mops = 0;
 
 	for (unsigned int i = 0; i < run->threads; i++) {
@@ -406,18 +438,18 @@ static void tell(const struct run *run, uint64_t pss_before, size_t total_slots)
 		bench_tell_number("asked", run->live * 64);
 	else
 		bench_tell("mops", mops);
-	/* The table of slots is the benchmark's own, and the same on every side. */
-	bench_tell_number("bytes", pss > pss_before + tables ? pss - pss_before - tables : 0);
+	bench_tell_number("bytes", run->memory.private_bytes + run->memory.shared_bytes - tables);
+	bench_tell_number("shared", run->memory.shared_bytes);
 }
 
 static void run_workload(struct run *run, const struct ops_options *opts)
 {
 	size_t each = run->workload->slots(run), total = each * run->threads;
-	uint64_t pss_before = bench_pss_bytes();
 	bench_slot *table;
 
 	ops_open(opts);
 	table = ops_table(total);
+	memset(table, 0, total * sizeof(bench_slot)); /* all of it has memory, on every side */
 	run->workers = aligned_alloc(_Alignof(struct worker), run->threads * sizeof(struct worker));
 	if (run->workload->work == prodcon && run->threads > 1)
 		run->queues = aligned_alloc(_Alignof(struct queue),
@@ -442,7 +474,7 @@ static void run_workload(struct run *run, const struct ops_options *opts)
 	}
 	for (unsigned int i = 0; i < run->threads; i++)
 		pthread_join(run->workers[i].thread, NULL);
-	tell(run, pss_before, total);
+	tell(run, total);
 	ops_close();
 }
 

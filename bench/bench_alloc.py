@@ -21,15 +21,10 @@ def sides(context):
     return found
 
 
-def sampler(impl, program, env, workload, arguments, names):
-    """A function that runs a workload once and returns the named figures."""
+def sampler(impl, program, env, workload, arguments, figure):
+    """A function that runs a workload once and returns figure(what the program told)."""
     argv = [program, workload, "--impl", impl] + [str(a) for a in arguments]
-
-    def sample():
-        got = benchlib.measure(argv, env)
-        return tuple(got[name] for name in names)
-
-    return sample
+    return lambda: figure(benchlib.measure(argv, env))
 
 
 def run(context):
@@ -39,16 +34,16 @@ def run(context):
     for case in CASES:
         for threads in THREADS:
             arguments = ["--threads", threads, "--seconds", seconds, "--live", 100000]
-            medians = benchlib.take_turns(
+            samples = benchlib.take_turns(
                 context,
                 f"{case}, threads {threads}",
                 {
-                    impl: sampler(impl, program, env, case, arguments, ["mops"])
+                    impl: sampler(impl, program, env, case, arguments, lambda got: got["mops"])
                     for impl, (program, env) in sides(context).items()
                 },
             )
             rows += [
-                benchlib.row(NAME, case, impl, threads, round(value, 4), "Mops/s", "more")
-                for impl, (value,) in medians.items()
+                benchlib.row(NAME, case, impl, threads, taken, "Mops/s", "more", 4)
+                for impl, taken in samples.items()
             ]
     return rows

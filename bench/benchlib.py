@@ -3,7 +3,7 @@
 
 A benchmark is a module with NAME, SUMMARY, CASES and run(context), which returns rows. A figure is
 the median over the context's repeats; in each repeat every side is measured once, one after the other,
-so that a slow spell of the machine hits all of them alike.
+so that a slow spell of the machine hits all of them alike. No sample is dropped: a row has all of them.
 """
 
 import json
@@ -58,17 +58,22 @@ class Context:
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def row(bench, case, impl, threads, value, unit, better):
-    """One figure, as it stands in the JSON file."""
+def row(bench, case, impl, threads, samples, unit, better, digits=2):
+    """One figure, as it stands in the JSON file: the median, and what it was taken from, in the order
+    in which it was measured."""
     assert better in ("more", "less")
+    samples = [round(sample, digits) if digits else round(sample) for sample in samples]
     return {
         "bench": bench,
         "case": case,
         "impl": impl,
         "threads": threads,
-        "value": value,
+        "value": statistics.median(samples),
         "unit": unit,
         "better": better,
+        "min": min(samples),
+        "max": max(samples),
+        "samples": samples,
     }
 
 
@@ -100,21 +105,17 @@ def measure(argv, env=None):
 
 
 def take_turns(context, what, sides):
-    """Measure each side once a repeat (A B A B ...). `sides` maps a name to a function that returns
-    one value or a tuple; the result maps the name to the median, element by element."""
+    """Measure each side once a repeat, each time beginning with another one (A B C, B C A, ...), so that
+    none is always measured after the same other. `sides` maps a name to a function that returns a
+    sample; the result maps the name to its samples in the order of the repeats."""
     samples = {name: [] for name in sides}
+    names = list(sides)
     for repeat in range(context.repeat):
         context.say(f"{what}: {repeat + 1} of {context.repeat}")
-        for name, sample in sides.items():
-            samples[name].append(sample())
-    return {name: median(values) for name, values in samples.items()}
-
-
-def median(values):
-    """Of numbers, or of tuples of numbers, element by element."""
-    if isinstance(values[0], tuple):
-        return tuple(statistics.median(column) for column in zip(*values))
-    return statistics.median(values)
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(sides[name]())
+    return samples
 
 
 class Child:
@@ -195,48 +196,3 @@ def write_rows(path, rows):
     with open(path + ".new", "w", encoding="ascii") as file:
         file.write("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     os.rename(path + ".new", path)
-
-
-def ratio(ours, peer):
-    """How many times better ours is; below 1 the peer is better."""
-    good, bad = (ours, peer) if ours["better"] == "more" else (peer, ours)
-    return good["value"] / bad["value"] if bad["value"] else float("inf")
-
-
-def short(value):
-    """A number with three or more significant digits."""
-    if value >= 1000 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if value >= 1 else f"{value:.3g}"
-
-
-def print_table(name, rows):
-    """One line a case and thread count: ours, then each peer with the ratio to it."""
-    groups = {}
-    for entry in rows:
-        groups.setdefault((entry["case"], entry["threads"]), []).append(entry)
-    lines = []
-    for (case, threads), entries in groups.items():
-        ours = [e for e in entries if e["impl"] in OURS]
-        if len(ours) != 1 or len(entries) < 2:
-            raise BenchError(f"{name}: {case}: {len(ours)} rows of ours among {len(entries)}")
-        cells = [f"{e['impl']} {short(e['value'])} ({short(ratio(ours[0], e))})"
-                 for e in entries if e is not ours[0]]
-        unit = f"{ours[0]['unit']}, {ours[0]['better']}"
-        lines.append([case, str(threads), unit, short(ours[0]["value"])] + cells)
-    head = ["case", "threads", "unit, better", rows_ours_name(rows), "peers (times better than the peer)"]
-    widths = [max(len(line[i]) for line in lines + [head] if i < len(line) - 1 or i < 4)
-              for i in range(4)]
-    cell_width = max(len(cell) for line in lines for cell in line[4:])
-    print(f"\n{name}")
-    print("  ".join(text.ljust(width) for text, width in zip(head, widths)) + "  " + head[4])
-    for line in lines:
-        left = "  ".join(text.rjust(width) if i in (1, 3) else text.ljust(width)
-                         for i, (text, width) in enumerate(zip(line, widths)))
-        print(left + "  " + "  ".join(cell.ljust(cell_width) for cell in line[4:]).rstrip())
-    sys.stdout.flush()
-
-
-def rows_ours_name(rows):
-    """The name under which our own side stands in these rows."""
-    return next(e["impl"] for e in rows if e["impl"] in OURS)

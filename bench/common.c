@@ -60,22 +60,30 @@ void bench_rng_seed(struct bench_rng *rng, uint64_t which)
 	rng->state = x ? x : 1;
 }
 
-uint64_t bench_pss_bytes(void)
+struct bench_memory bench_memory(void)
 {
+	static const char *const names[] = {"Pss_Anon", "Pss_Shmem"};
+	uint64_t kib[] = {UINT64_MAX, UINT64_MAX};
 	FILE *f = fopen("/proc/self/smaps_rollup", "re");
-	uint64_t kib = UINT64_MAX;
-	char line[256];
+	char line[256], name[32];
+	uint64_t value;
 
 	if (!f)
 		bench_die("/proc/self/smaps_rollup: %s", strerror(errno));
 	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "Pss: %" SCNu64 " kB", &kib) == 1)
-			break;
+		if (sscanf(line, "%31[^:]: %" SCNu64 " kB", name, &value) != 2)
+			continue;
+		for (size_t i = 0; i < 2; i++) {
+			if (!strcmp(name, names[i]))
+				kib[i] = value;
+		}
 	}
 	fclose(f);
-	if (kib == UINT64_MAX)
-		bench_die("/proc/self/smaps_rollup has no line Pss");
-	return kib * 1024;
+	for (size_t i = 0; i < 2; i++) {
+		if (kib[i] == UINT64_MAX)
+			bench_die("/proc/self/smaps_rollup has no line %s", names[i]);
+	}
+	return (struct bench_memory){kib[0] * 1024, kib[1] * 1024};
 }
 
 void bench_tell(const char *name, double value)

@@ -59,8 +59,13 @@ void bench_start(void);
 /** Run the calling thread on the index-th of those processors, modulo their number. */
 void bench_pin(unsigned int index);
 
-/** Memory of this process, shared pages divided among their users: Pss of smaps_rollup. */
-uint64_t bench_pss_bytes(void);
+/** Memory that this process has taken: pages of its own, and pages of memfds and files in /dev/shm
+ *  that it has mapped (Pss of smaps_rollup). Pages of programs and libraries do not count. */
+struct bench_memory {
+	uint64_t private_bytes;
+	uint64_t shared_bytes;
+};
+struct bench_memory bench_memory(void);
 
 /** Tell a figure. */
 void bench_tell(const char *name, double value);

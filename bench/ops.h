@@ -7,17 +7,19 @@
  *	ops_malloc.h	malloc, free
  *
  * and defines, all of them static so that a benchmark is compiled as if it were written for one
- *side:
+ * side:
  *
  *	ops_open(opts)			make a store, or open the one that is there; dies on errors
  *	ops_close()			and drop its data
  *	ops_table(n)			n empty slots, in the store; the same at every open
- *	ops_put(slot, bytes, value)	a new object into an empty slot, `value` in its first 8
- *bytes ops_replace(slot, bytes, value)	a new object instead of the one that the slot names
+ *	ops_put(slot, bytes, value)	a new object into an empty slot, `value` in its first 8 bytes
+ *	ops_replace(slot, bytes, value)	a new object instead of the one that the slot names
  *	ops_drop(slot)			free the object that the slot names, and empty it
- *	ops_value(slot)			the first 8 bytes of the object that the slot names
+ *	ops_change(slot, value)		ops_fill_64() on that object, in a transaction (not malloc)
+ *	ops_object(slot)		address of the object that the slot names
+ *	ops_value(slot)			its first 8 bytes
  *
- * Where data survive, each of the three changes is atomic with respect to a crash. Two threads must
+ * Where data survive, each of the four changes is atomic with respect to a crash. Two threads must
  * not change a slot at the same time.
  */
 #ifndef BENCH_OPS_H
@@ -25,6 +27,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 struct ops_options {
 	const char *impl; /* the name under which the figures are reported */
@@ -35,5 +38,12 @@ struct ops_options {
 	size_t object_bytes; /* room that will be needed, for those who must know it beforehand */
 	size_t objects;
 };
+
+/** 64 bytes that depend on `value`, into an object. */
+static inline void ops_fill_64(uint64_t *object, uint64_t value)
+{
+	for (uint64_t i = 0; i < 8; i++)
+		object[i] = value + i;
+}
 
 #endif

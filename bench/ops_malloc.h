@@ -83,9 +83,14 @@ static inline void ops_drop(bench_slot *slot)
 	free((void *)(uintptr_t)old);
 }
 
+static inline uint64_t *ops_object(const bench_slot *slot)
+{
+	return (uint64_t *)(uintptr_t)*slot;
+}
+
 static inline uint64_t ops_value(const bench_slot *slot)
 {
-	return *(const uint64_t *)(uintptr_t)*slot;
+	return *ops_object(slot);
 }
 
 #endif

@@ -119,9 +119,28 @@ static inline void ops_drop(bench_slot *slot)
 	ops_publish(actions, 2);
 }
 
+static inline uint64_t *ops_object(const bench_slot *slot)
+{
+	return (uint64_t *)(void *)((char *)ops_pool + *slot);
+}
+
+/* Without setjmp(), which only the macros of the library need: to the advantage of the peer. */
+static inline void ops_change(bench_slot *slot, uint64_t value)
+{
+	uint64_t *object = ops_object(slot);
+
+	if (__builtin_expect(pmemobj_tx_begin(ops_pool, NULL, TX_PARAM_NONE) != 0, 0) ||
+	    __builtin_expect(pmemobj_tx_add_range_direct(object, 64) != 0, 0))
+		bench_die("a transaction: %s", pmemobj_errormsg());
+	ops_fill_64(object, value);
+	pmemobj_tx_commit();
+	if (__builtin_expect(pmemobj_tx_end() != 0, 0))
+		bench_die("pmemobj_tx_end: %s", pmemobj_errormsg());
+}
+
 static inline uint64_t ops_value(const bench_slot *slot)
 {
-	return *(const uint64_t *)(void *)((char *)ops_pool + *slot);
+	return *ops_object(slot);
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define BENCH_OPS_PRESERVE_H
 
 #include <preserve/preserve.h>
+#include <preserve/tx.h>
 
 #include "common.h"
 #include "ops.h"
@@ -94,9 +95,24 @@ static inline void ops_drop(bench_slot *slot)
 	ops_check(pv_publish(ops_store, actions, 2), "pv_publish");
 }
 
+static inline uint64_t *ops_object(const bench_slot *slot)
+{
+	return (uint64_t *)(uintptr_t)*slot;
+}
+
+static inline void ops_change(bench_slot *slot, uint64_t value)
+{
+	uint64_t *object = ops_object(slot);
+
+	ops_check(pv_tx_begin(ops_store), "pv_tx_begin");
+	ops_check(pv_tx_add(ops_store, object, 64), "pv_tx_add");
+	ops_fill_64(object, value);
+	ops_check(pv_tx_commit(ops_store), "pv_tx_commit");
+}
+
 static inline uint64_t ops_value(const bench_slot *slot)
 {
-	return *(const uint64_t *)(uintptr_t)*slot;
+	return *ops_object(slot);
 }
 
 #endif
