@@ -422,8 +422,9 @@ static void *worker_main(void *arg)
 	return NULL;
 }
 
-/* Memory is what the process has, not what it took since its beginning: some allocators take much of
- * theirs before main(). The table of slots is the benchmark's own, and the same on every side. */
+/* Memory is what the process has, not what it took since its beginning: some allocators take much
+ * of theirs before main(). The table of slots is the benchmark's own, and the same on every side.
+ */
 static void tell(const struct run *run, size_t total_slots)
 {
 	uint64_t tables = total_slots * sizeof(bench_slot);

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Transactions that change 64 bytes, against libpmemobj (bench_tx.c)."""
 
+import operator
+
 import benchlib
 
 NAME = "tx"
@@ -40,10 +42,7 @@ def run(context):
             ("tx-64", "mops", "Mops/s", "more"),
             ("tx-64-ns", "ns", "ns", "less"),
         ):
-            rows += [
-                benchlib.row(
-                    NAME, case, impl, threads, [got[figure] for got in taken], unit, better, 4
-                )
-                for impl, taken in samples.items()
-            ]
+            for impl, taken in samples.items():
+                part = taken.each(operator.itemgetter(figure))
+                rows.append(benchlib.row(NAME, case, impl, threads, part, unit, better, 4))
     return rows

@@ -8,15 +8,19 @@ so that a slow spell of the machine hits all of them alike. No sample is dropped
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 
-OURS = ("libpreserve", "kvstore")
 # The peer has nothing to flush in /dev/shm, as we have not; see ops_pmemobj.h.
 PMEMOBJ_ENV = {"PMEM_NO_FLUSH": "1", "PMEM_IS_PMEM_FORCE": "1"}
+# Share of the processors' time that others may take before a sample counts as disturbed.
+DISTURBED = 0.05
+# The kernel counts in ticks of 10 ms: of shorter samples it cannot say who had the processors.
+LEAST_SECONDS = 0.5
 
 
 class BenchError(Exception):
@@ -58,22 +62,35 @@ class Context:
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
+class Samples(list):
+    """What was measured of one side, in the order of the repeats; and `others`, what share of all
+    processors' time went to other programs meanwhile (None: the sample was too short to tell)."""
+
+    def __init__(self, values=(), others=()):
+        super().__init__(values)
+        self.others = list(others)
+
+    def each(self, function):
+        """The same samples seen through a function."""
+        return Samples([function(value) for value in self], self.others)
+
+
 def row(bench, case, impl, threads, samples, unit, better, digits=2):
-    """One figure, as it stands in the JSON file: the median, and what it was taken from, in the order
-    in which it was measured."""
+    """One figure, as it stands in the JSON file: the median of Samples, and all that they hold."""
     assert better in ("more", "less")
-    samples = [round(sample, digits) if digits else round(sample) for sample in samples]
+    values = [round(sample, digits) if digits else round(sample) for sample in samples]
     return {
         "bench": bench,
         "case": case,
         "impl": impl,
         "threads": threads,
-        "value": statistics.median(samples),
+        "value": statistics.median(values),
         "unit": unit,
         "better": better,
-        "min": min(samples),
-        "max": max(samples),
-        "samples": samples,
+        "min": min(values),
+        "max": max(values),
+        "samples": values,
+        "others": samples.others,
     }
 
 
@@ -104,17 +121,50 @@ def measure(argv, env=None):
     return figures(done.stdout)
 
 
-def take_turns(context, what, sides):
+def processor_seconds(pids):
+    """Time that all programs have spent on processors, and that we have: this process, its children
+    that have ended, and the running ones among `pids`."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    tick = os.sysconf("SC_CLK_TCK")
+    mine = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        mine += usage.ru_utime + usage.ru_stime
+    for pid in pids:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+        mine += sum(map(int, fields[11:15])) / tick  # with its ended children
+    return (user + nice + system + irq + softirq + steal) / tick, mine
+
+
+def take_sample(function, workers):
+    """Call the function; its value, and the others' share of the processors meanwhile."""
+    start, (busy, mine) = time.monotonic(), processor_seconds(workers())
+    value = function()
+    seconds, (busy_then, mine_then) = time.monotonic() - start, processor_seconds(workers())
+    if seconds < LEAST_SECONDS:
+        return value, None
+    others = (busy_then - busy) - (mine_then - mine)
+    return value, round(max(0.0, others) / (seconds * os.cpu_count()), 3)
+
+
+def take_turns(context, what, sides, workers=tuple):
     """Measure each side once a repeat, each time beginning with another one (A B C, B C A, ...), so that
     none is always measured after the same other. `sides` maps a name to a function that returns a
-    sample; the result maps the name to its samples in the order of the repeats."""
-    samples = {name: [] for name in sides}
+    sample; the result maps the name to its Samples. `workers` returns the ids of processes of ours that
+    work meanwhile and do not end."""
+    samples = {name: Samples() for name in sides}
     names = list(sides)
     for repeat in range(context.repeat):
         context.say(f"{what}: {repeat + 1} of {context.repeat}")
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(sides[name]())
+            value, others = take_sample(sides[name], workers)
+            samples[name].append(value)
+            samples[name].others.append(others)
+            if others is not None and others > DISTURBED:
+                context.say(f"{what}: other programs took {others:.0%} during {name}'s sample")
     return samples
 
 

@@ -112,6 +112,9 @@ class Server:
     def quiet(self):
         """Wait until it does nothing by itself in the background."""
 
+    def save(self):
+        """Have it do now what it would do by itself, later, for what was written so far."""
+
     def clear(self):
         """End what keeps the data."""
 
@@ -188,12 +191,26 @@ class Redis(Server):
     def memory_bytes(self):
         return process_kib(self.child.pid, "status", "VmRSS") * 1024
 
-    def quiet(self):
-        def saved():
-            with self.client() as client:
-                return b"rdb_bgsave_in_progress:0" in client.ask(b"INFO", b"persistence")
+    def persistence(self):
+        """What it says of its saving."""
+        with self.client() as client:
+            lines = client.ask(b"INFO", b"persistence").decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
 
-        benchlib.wait_until(saved, 120, f"{self.impl} had saved")
+    def quiet(self):
+        benchlib.wait_until(
+            lambda: self.persistence()["rdb_bgsave_in_progress"] == "0", 120, f"{self.impl} had saved"
+        )
+
+    def save(self):
+        if "--save" in self.options or self.persistence()["rdb_changes_since_last_save"] == "0":
+            return
+        self.quiet()
+        with self.client() as client:
+            client.ask(b"BGSAVE")
+        self.quiet()
+        if self.persistence()["rdb_changes_since_last_save"] != "0":
+            raise benchlib.BenchError(f"{self.impl} has not saved: see its log in {self.folder}")
 
     def restart(self):
         """Save, end, and start again from the file."""

@@ -12,8 +12,8 @@
  *	ops_open(opts)			make a store, or open the one that is there; dies on errors
  *	ops_close()			and drop its data
  *	ops_table(n)			n empty slots, in the store; the same at every open
- *	ops_put(slot, bytes, value)	a new object into an empty slot, `value` in its first 8 bytes
- *	ops_replace(slot, bytes, value)	a new object instead of the one that the slot names
+ *	ops_put(slot, bytes, value)	a new object into an empty slot, beginning with `value`
+ *	ops_replace(slot, bytes, value)	the same instead of the object that the slot names
  *	ops_drop(slot)			free the object that the slot names, and empty it
  *	ops_change(slot, value)		ops_fill_64() on that object, in a transaction (not malloc)
  *	ops_object(slot)		address of the object that the slot names
