@@ -33,6 +33,14 @@ __attribute__((format(printf, 2, 3))) static void problem(struct walk *w, const 
 	w->tell(w->ctx, line);
 }
 
+/* Is a page map entry on its way to another state, which only an attach for writing can bring it to? */
+static bool in_transit(const struct walk *w, const struct pvi_segment *seg, uint32_t page)
+{
+	uint64_t off = seg->off + ((uint64_t) page << w->s->page_shift);
+
+	return w->s->readonly && (pvi_lane_covers(w->s, off) || pvi_tx_covers(w->s, off));
+}
+
 /* What a slot byte means: RESERVED, RETIRED and HELD of a process that is gone are FREE. */
 static uint8_t slot_state(bool cold, uint8_t byte)
 {
@@ -115,6 +123,8 @@ static void check_segment(struct walk *w, const struct pvi_segment *seg)
 				w->report->retired_objects++;
 			continue;
 		}
+		if (!pvi_page_run_sound(w->s, seg, i, rec) && in_transit(w, seg, i))
+			continue;
 		if (pvi_page_kind(rec) == PV_PAGE_FREE ||
 		    !pvi_page_head_sound(w->s, seg, i, rec)) {
 			problem(w, "segment %u: page %u: entry 0x%016" PRIx64 " makes no sense",
@@ -170,6 +180,22 @@ static void check_roots(struct walk *w)
 	}
 }
 
+/* What is pending in a lane is to be seen to by the next attach: a reader has that before it, unless the
+ * attach would refuse; a writer has it behind it, and only its own threads' transactions are open. */
+static void check_lanes(struct walk *w)
+{
+	for (uint32_t i = 0; i < w->s->nlanes; i++) {
+		uint64_t count = w->s->lanes[i].count;
+
+		w->report->intents += count != 0;
+		w->report->transactions += w->s->lanes[i].tx != PV_TX_NONE;
+		if (count && !w->s->readonly)
+			problem(w, "segment 0: lane %u has an intent of %" PRIu64 " actions", i, count);
+	}
+	if (w->s->readonly && (pvi_lane_check(w->s) || pvi_tx_check(w->s)))
+		problem(w, "%s", pv_last_error());
+}
+
 int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void *ctx,
 	     struct pv_check_report *report)
 {
@@ -180,10 +206,7 @@ int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void
 	if (!pvi_index_slot_sound(s->index.rec, pvi_index_generation(s->index.rec)))
 		problem(&w, "index: generation %" PRIu64 ": its slot is damaged",
 			pvi_index_generation(s->index.rec));
-	for (uint32_t i = 0; i < s->nlanes; i++)
-		if (s->lanes[i].count)
-			problem(&w, "segment 0: lane %u has an intent of %" PRIu64 " actions", i,
-				s->lanes[i].count);
+	check_lanes(&w);
 	for (uint32_t i = 0; i < s->nsegments; i++)
 		check_segment(&w, &s->segments[i]);
 	check_roots(&w);

@@ -104,6 +104,9 @@ void pvi_lane_run(struct pv_store *s, struct lane_rec *lane, unsigned int n);
 int pvi_lane_check(const struct pv_store *s);
 /** Redo the valid intents; how many. */
 uint64_t pvi_lane_recover(struct pv_store *s);
+/** Does an action change the page map entry of the page at this offset? Does any that is pending? */
+bool pvi_lane_action_covers(const struct pv_store *s, const struct action_rec *a, uint64_t off);
+bool pvi_lane_covers(const struct pv_store *s, uint64_t off);
 /** Write the page map of a segment from a page on as `rec` says: SLAB, EXTENT or FREE. */
 void pvi_lane_apply_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint64_t rec);
 
@@ -242,6 +245,8 @@ void pvi_retire_close(struct pv_store *s);
 int pvi_tx_check(const struct pv_store *s);
 /** Undo or finish the transactions; how many. */
 uint64_t pvi_tx_recover(struct pv_store *s);
+/** Does a transaction that is being committed change the page map entry of the page at this offset? */
+bool pvi_tx_covers(const struct pv_store *s, uint64_t off);
 /** The thread ends: abort what it left open. */
 void pvi_tx_leave(struct pv_store *s, struct pvi_thread *t);
 

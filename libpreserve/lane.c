@@ -165,6 +165,24 @@ int pvi_lane_check(const struct pv_store *s)
 	return 0;
 }
 
+bool pvi_lane_action_covers(const struct pv_store *s, const struct action_rec *a, uint64_t off)
+{
+	return op_of(a) == PV_DO_PAGES && off >= off_of(a) &&
+	       (off - off_of(a)) >> s->page_shift < pvi_page_span(s, a->value);
+}
+
+bool pvi_lane_covers(const struct pv_store *s, uint64_t off)
+{
+	for (uint32_t i = 0; i < s->nlanes; i++) {
+		uint64_t n = s->lanes[i].count;
+
+		for (uint64_t k = 0; k < n && n <= PV_LANE_ACTIONS; k++)
+			if (pvi_lane_action_covers(s, &s->lanes[i].actions[k], off))
+				return true;
+	}
+	return false;
+}
+
 uint64_t pvi_lane_recover(struct pv_store *s)
 {
 	uint64_t redone = 0;

@@ -482,6 +482,25 @@ int pvi_tx_check(const struct pv_store *s)
 	return 0;
 }
 
+bool pvi_tx_covers(const struct pv_store *s, uint64_t off)
+{
+	for (uint32_t i = 0; i < s->nlanes; i++) {
+		const struct lane_rec *lane = &s->lanes[i];
+		const struct tx_entry_rec *e;
+		struct action_rec a;
+		struct cursor c;
+
+		if ((lane->tx & 3) != PV_TX_COMMITTED || !cursor_at(&c, s, lane))
+			continue;
+		while (previous(&c, &e) > 0) {
+			a = (struct action_rec){e->where, e->value};
+			if (!is_undo(e) && pvi_lane_action_covers(s, &a, off))
+				return true;
+		}
+	}
+	return false;
+}
+
 uint64_t pvi_tx_recover(struct pv_store *s)
 {
 	uint64_t recovered = 0;

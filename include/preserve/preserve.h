@@ -376,6 +376,11 @@ struct pv_check_report {
 	uint64_t extents;
 	uint64_t free_pages;     /* those of reserved and retired extents included */
 	uint64_t retired_objects; /* slots and extents; see preserve/retire.h */
+	/* Lanes with an intent that is not done, or a transaction that has not ended. Through a PV_RDONLY
+	 * handle neither is a problem, nor the pages that they are about, as long as the next pv_open()
+	 * for writing can see to them. Through any other an intent is one: no call is under way. */
+	uint64_t intents;
+	uint64_t transactions;
 };
 
 /**
