@@ -322,6 +322,24 @@ int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 	return 0;
 }
 
+bool pvi_index_has_room(struct pvi_index *idx)
+{
+	uint32_t room = idx->rec->slot_bytes - (uint32_t) sizeof(struct index_slot_rec) - PVI_INDEX_SLACK;
+	void *buf;
+	int err;
+
+	if (idx->nsegments == PVI_SEGMENTS_MAX)
+		return false;
+	/* All entries of a kind are of one size: the last one twice. */
+	idx->segments[idx->nsegments] = idx->segments[idx->nsegments - 1];
+	idx->nsegments++;
+	err = build_grown(idx, pvi_index_generation(idx->rec) + 1, room, &buf);
+	idx->nsegments--;
+	if (!err)
+		free(buf);
+	return !err;
+}
+
 void pvi_index_commit(struct pvi_index *idx, uint64_t generation)
 {
 	pvi_barrier();

@@ -52,6 +52,8 @@ static inline uint64_t pvi_index_generation(const struct index_rec *rec)
  * Nothing has changed for a reader until that is committed. Under index_lock.
  */
 int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation);
+/** Is there room to name another segment? Under index_lock. */
+bool pvi_index_has_room(struct pvi_index *idx);
 /** Put the staged index in force: a single store. */
 void pvi_index_commit(struct pvi_index *idx, uint64_t generation);
 /** Does the mapped slot for this generation hold a sound FDT? */
@@ -309,6 +311,8 @@ void pvi_segment_publish(struct pv_store *s, uint32_t number);
 int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd);
 /** Add a segment that has room for at least this many contiguous pages. heap_lock. */
 int pvi_segment_grow(struct pv_store *s, uint32_t npages);
+/** The most for which pvi_segment_grow() would find limit, window and index large enough. heap_lock. */
+uint32_t pvi_segment_growth_pages(struct pv_store *s);
 
 /* ---- store.c ---- */
 

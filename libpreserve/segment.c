@@ -20,6 +20,7 @@
 #include "internal.h"
 
 #define SEGMENT_BYTES_MAX (1ull << 30)
+#define SEGMENT_BYTES_MIN 32768u /* what the format allows */
 
 static uint64_t header_checksum(const struct segment_rec *rec)
 {
@@ -187,27 +188,80 @@ int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 
 /* ---- growth ---- */
 
-/* Size of the next segment, or 0 with a message if the limit or the window forbids it. */
-static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t off)
+/* What a segment with a run of this many free pages needs. The map of n pages takes 8 n bytes; one page
+ * more covers that of the map's own pages. */
+static uint64_t bytes_needed(const struct pv_store *s, uint64_t npages)
 {
-	uint64_t granule = 1ull << s->granule_shift, total = s->index.rec->bytes, bytes, need;
-	const struct pvi_segment *last = &s->segments[s->nsegments - 1];
+	uint64_t need = (npages + (8 * npages >> s->page_shift) + 2) << s->page_shift;
+
+	return need < SEGMENT_BYTES_MIN ? SEGMENT_BYTES_MIN : need;
+}
+
+static uint64_t total_bytes(const struct pv_store *s)
+{
+	uint64_t total = s->index.rec->bytes;
 
 	for (uint32_t i = 0; i < s->nsegments; i++)
 		total += s->segments[i].bytes;
-	/* The map of n pages takes 8 n bytes; one page more covers that of the map's own pages. */
-	need = npages + (8ull * npages >> s->page_shift) + 2;
-	need = round_up(need << s->page_shift, 1u << s->page_shift);
-	if (need < 32768)
-		need = 32768;
+	return total;
+}
+
+/* Where the next segment begins. */
+static uint64_t next_off(const struct pv_store *s)
+{
+	const struct pvi_segment *last = &s->segments[s->nsegments - 1];
+
+	return round_up(last->off + last->bytes, 1ull << s->granule_shift);
+}
+
+/* What the store's limit leaves, in whole pages. */
+static uint64_t limit_room(const struct pv_store *s, uint64_t total)
+{
+	if (!s->limit_bytes)
+		return UINT64_MAX;
+	return total < s->limit_bytes ? (s->limit_bytes - total) & ~((1ull << s->page_shift) - 1) : 0;
+}
+
+/* What the window leaves, and the format allows, behind `off`. */
+static uint64_t window_room(const struct pv_store *s, uint64_t off)
+{
+	uint64_t most = (uint64_t) PVI_PAGES_MAX << s->page_shift, room = s->window_bytes - off;
+
+	if (s->nsegments == PVI_SEGMENTS_MAX)
+		return 0;
+	return room < most ? room : most;
+}
+
+uint32_t pvi_segment_growth_pages(struct pv_store *s)
+{
+	uint64_t room = limit_room(s, total_bytes(s)), window = window_room(s, next_off(s)), n, step;
+	bool named;
+
+	if (room > window)
+		room = window;
+	pthread_mutex_lock(&s->index_lock);
+	named = room >= SEGMENT_BYTES_MIN && pvi_index_has_room(&s->index);
+	pthread_mutex_unlock(&s->index_lock);
+	if (!named)
+		return 0;
+	/* The largest n that bytes_needed() says fits. */
+	for (n = 0, step = PVI_PAGES_MAX; step; step /= 2)
+		if (n + step < PVI_PAGES_MAX && bytes_needed(s, n + step) <= room)
+			n += step;
+	return (uint32_t) n;
+}
+
+/* Size of the next segment, or 0 with a message if the limit or the window forbids it. */
+static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t off)
+{
+	uint64_t granule = 1ull << s->granule_shift, total = total_bytes(s);
+	uint64_t need = bytes_needed(s, npages), bytes;
+	const struct pvi_segment *last = &s->segments[s->nsegments - 1];
+
 	bytes = last->bytes < SEGMENT_BYTES_MAX ? last->bytes * 2 : SEGMENT_BYTES_MAX;
-	bytes = round_up(bytes, granule);
-	if (bytes < need)
-		bytes = round_up(need, granule);
-	if (s->limit_bytes && bytes > s->limit_bytes - (total < s->limit_bytes ? total : s->limit_bytes))
-		bytes = total < s->limit_bytes
-				? (s->limit_bytes - total) & ~((1ull << s->page_shift) - 1)
-				: 0;
+	bytes = round_up(bytes < need ? need : bytes, granule);
+	if (bytes > limit_room(s, total))
+		bytes = limit_room(s, total);
 	if (bytes < need) {
 		pvi_fail(-ENOSPC,
 			 "the store's limit of %" PRIu64 " bytes is reached (%" PRIu64
@@ -215,11 +269,9 @@ static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t o
 			 s->limit_bytes, total, need);
 		return 0;
 	}
-	if (bytes > s->window_bytes - off)
-		bytes = s->window_bytes - off;
-	if (bytes >> s->page_shift > PVI_PAGES_MAX)
-		bytes = (uint64_t) PVI_PAGES_MAX << s->page_shift;
-	if (bytes < need || s->nsegments == PVI_SEGMENTS_MAX) {
+	if (bytes > window_room(s, off))
+		bytes = window_room(s, off);
+	if (bytes < need) {
 		pvi_fail(-ENOSPC, "the store's window of %" PRIu64 " MiB is full",
 			 s->window_bytes >> 20);
 		return 0;
@@ -261,9 +313,7 @@ static int join(struct pv_store *s, uint32_t number)
 int pvi_segment_grow(struct pv_store *s, uint32_t npages)
 {
 	uint32_t number = s->nsegments;
-	const struct pvi_segment *last = &s->segments[number - 1];
-	uint64_t off = round_up(last->off + last->bytes, 1ull << s->granule_shift);
-	uint64_t bytes = next_bytes(s, npages, off);
+	uint64_t off = next_off(s), bytes = next_bytes(s, npages, off);
 	int err;
 
 	if (!bytes)

@@ -160,22 +160,32 @@ int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
 	return err;
 }
 
+/* Under heap_lock whoever wants to know (stats.c) may follow a thread's list of magazines: it is changed
+ * under it. */
+static bool more_bins(struct pv_store *s, struct pvi_thread *t, uint32_t nbins)
+{
+	struct pvi_magazine **old = t->magazines, **bigger = calloc(nbins, sizeof(*bigger));
+
+	if (!bigger)
+		return false;
+	for (uint32_t i = 0; i < nbins; i++)
+		bigger[i] = i < t->nbins ? old[i] : &no_magazine;
+	pthread_mutex_lock(&s->heap_lock);
+	t->magazines = bigger;
+	t->nbins = nbins;
+	pthread_mutex_unlock(&s->heap_lock);
+	free(old);
+	return true;
+}
+
 struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,
 					 uint32_t class)
 {
 	uint32_t bin = pvi_bin_number(type, class), nbins = pvi_bin_number(type + 1, 0);
 	struct pvi_magazine *m;
 
-	if (bin >= t->nbins) {
-		struct pvi_magazine **bigger =
-			reallocarray(t->magazines, nbins, sizeof(*t->magazines));
-
-		if (!bigger)
-			return NULL;
-		t->magazines = bigger;
-		while (t->nbins < nbins)
-			t->magazines[t->nbins++] = &no_magazine;
-	}
+	if (bin >= t->nbins && !more_bins(s, t, nbins))
+		return NULL;
 	m = t->magazines[bin];
 	if (m == &no_magazine) {
 		m = calloc(1, sizeof(*m));
@@ -183,7 +193,9 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 			return NULL;
 		m->limit = s->classes[class].magazine;
 		m->min_bytes = s->index.types[type].bytes;
+		pthread_mutex_lock(&s->heap_lock);
 		t->magazines[bin] = m;
+		pthread_mutex_unlock(&s->heap_lock);
 	}
 	return m;
 }
