@@ -211,7 +211,8 @@ static void abort_now(struct pv_store *s, struct pvi_thread *t)
 		put_back(s, t->lane);
 	end_tx(s, t);
 	for (uint32_t i = 0; i < n; i++)
-		if (t->tx.actions[i].action.op != PV_ACTION_FREE)
+		if (t->tx.actions[i].action.op == PV_ACTION_LIVE ||
+		    t->tx.actions[i].action.op == ACTION_DROP)
 			pv_cancel(s, t->tx.actions[i].action.target);
 }
 
@@ -296,9 +297,9 @@ int pv_tx_alloc(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 	return err;
 }
 
-int pv_tx_free(struct pv_store *s, void *object)
+/* FREE or RETIRE. What was allocated in the transaction has no readers, so either just drops it. */
+static int end_object(struct pv_store *s, struct pv_action a)
 {
-	struct pv_action a = PV_FREE(object);
 	struct pvi_object o;
 	struct action_rec rec;
 	struct pvi_thread *t;
@@ -307,15 +308,25 @@ int pv_tx_free(struct pv_store *s, void *object)
 	if (err)
 		return err;
 	for (uint32_t i = 0; i < t->tx.nactions; i++) {
-		if (t->tx.actions[i].action.target != object)
+		if (t->tx.actions[i].action.target != a.target)
 			continue;
 		if (t->tx.actions[i].action.op != PV_ACTION_LIVE)
-			return pvi_fail(-EINVAL, "%p was freed in this transaction before", object);
+			return pvi_fail(-EINVAL, "%p was freed in this transaction before", a.target);
 		t->tx.actions[i].action.op = ACTION_DROP;
 		return 0;
 	}
 	err = pvi_heap_resolve(s, &a, &rec, &o);
 	return err ? err : remember(t, a);
+}
+
+int pv_tx_free(struct pv_store *s, void *object)
+{
+	return end_object(s, PV_FREE(object));
+}
+
+int pv_tx_retire(struct pv_store *s, void *object)
+{
+	return end_object(s, PV_RETIRE(object));
 }
 
 /* Cut the log back to where it ended in this chunk. */
@@ -336,23 +347,24 @@ static void cut_log(struct pv_store *s, struct pvi_thread *t, uint32_t chunk, ui
 static int log_actions(struct pv_store *s, struct pvi_thread *t)
 {
 	uint64_t word = t->lane->tx, end = t->tx.end;
-	uint32_t chunk = t->tx.chunk;
+	uint32_t chunk = t->tx.chunk, retired = 0;
+	int err = 0;
 
-	for (uint32_t i = 0; i < t->tx.nactions; i++) {
+	for (uint32_t i = 0; i < t->tx.nactions && !err; i++) {
 		struct pvi_tx_action *a = &t->tx.actions[i];
-		int err;
 
 		if (a->action.op == ACTION_DROP)
 			continue;
+		retired += a->action.op == PV_ACTION_RETIRE;
 		err = pvi_heap_resolve(s, &a->action, &a->rec, &a->object);
 		if (!err)
 			err = append(s, t, a->rec.where, a->rec.value, NULL, 0);
-		if (err) { /* a later commit must not find these entries */
-			cut_log(s, t, chunk, end, word);
-			return err;
-		}
 	}
-	return 0;
+	if (!err && retired)
+		err = pvi_retire_room(s, t, retired);
+	if (err) /* a later commit must not find these entries */
+		cut_log(s, t, chunk, end, word);
+	return err;
 }
 
 /* What is freed or dropped goes into circulation only when the log is void: recovery would free it again,
@@ -360,6 +372,7 @@ static int log_actions(struct pv_store *s, struct pvi_thread *t)
 static void commit_actions(struct pv_store *s, struct pvi_thread *t)
 {
 	uint32_t n = t->tx.nactions;
+	bool retired = false;
 
 	set_word(t->lane, PV_TX_COMMITTED, t->tx.chunk, t->tx.end);
 	for (uint32_t i = 0; i < n; i++) {
@@ -376,7 +389,10 @@ static void commit_actions(struct pv_store *s, struct pvi_thread *t)
 			pv_cancel(s, a->action.target);
 		else
 			pvi_heap_settle(s, t, &a->action, &a->object);
+		retired |= a->action.op == PV_ACTION_RETIRE;
 	}
+	if (retired)
+		pvi_retire_hand_over(s, t);
 }
 
 /* Leave a level of a transaction that is over. */

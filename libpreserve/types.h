@@ -149,7 +149,7 @@ struct pvi_object {
 
 /** What a commit does to an object. */
 struct pvi_tx_action {
-	struct pv_action action; /* LIVE or FREE */
+	struct pv_action action; /* LIVE, FREE or RETIRE */
 	struct action_rec rec;
 	struct pvi_object object;
 };

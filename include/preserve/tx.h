@@ -13,9 +13,9 @@
  * none if the commit had been reached; objects allocated in the transaction are free again, objects
  * freed in it are still live.
  *
- * Until the transaction has ended, free an object with noted ranges by pv_tx_free() only, and do not
- * pv_alloc() into a noted pointer: pv_publish() and its like are not undone, so the first would put old
- * contents into whatever has the memory by then, and the second would leak.
+ * Until the transaction has ended, free an object with noted ranges by pv_tx_free() or pv_tx_retire()
+ * only, and do not pv_alloc() into a noted pointer: pv_publish() and its like are not undone, so the
+ * first would put old contents into whatever has the memory by then, and the second would leak.
  *
  * A transaction belongs to the thread that began it. It isolates nothing: the application's own locks
  * protect what is changed from other threads until the commit has returned. pv_reserve() and
@@ -53,6 +53,10 @@ int pv_tx_alloc(struct pv_store *store, pv_type_t type, size_t bytes, void **out
 /** Have the commit free a live object, or drop one that pv_tx_alloc() gave in this transaction. Its
  *  contents stay as they are until the commit. -EINVAL: not a live object, or freed in here before. */
 int pv_tx_free(struct pv_store *store, void *object);
+
+/** The same as PV_RETIRE does (preserve/retire.h): readers may go on with the object until the grace
+ *  period after the commit is over. -EINVAL also: no pv_retire_flavor(). */
+int pv_tx_retire(struct pv_store *store, void *object);
 
 /** End one level; the outermost makes everything final. Crash: all or nothing. */
 int pv_tx_commit(struct pv_store *store);

@@ -124,6 +124,8 @@ int op_retire(void *ctx, uintptr_t slot);	/* op_unlink() with RETIRE */
 int op_retire_replace(void *ctx, uintptr_t arg); /* op_replace() with RETIRE */
 int op_retire_many(void *ctx, uintptr_t slot);	/* FIXTURE_MANY, one after the other */
 int op_retire_some(void *ctx, uintptr_t slot);	/* five objects, as one */
+int op_retire_tx(void *ctx, uintptr_t slots);	/* replaces a, unlinks b: SLOT(a, b) */
+int op_retire_tx_abort(void *ctx, uintptr_t slot);
 int op_reclaim(void *ctx, uintptr_t unused);	/* the grace period is over: all is given back */
 int op_reclaim_link(void *ctx, uintptr_t arg);	/* and an object is linked */
 int op_type(void *ctx, uintptr_t number); /* register a new type */

@@ -13,6 +13,7 @@
 #include <urcu/call-rcu.h>
 #include <urcu/flavor.h>
 #include <preserve/retire.h>
+#include <preserve/tx.h>
 #include "fixture.h"
 
 struct call {
@@ -127,6 +128,46 @@ int op_retire_some(void *ctx, uintptr_t slot)
 		actions[n++] = i == 0 ? PV_FREE(f->table[slot]) : PV_RETIRE(f->table[slot]);
 	}
 	return publish(f, actions, n);
+}
+
+static int retire_in_tx(struct fixture *f, uintptr_t slot, void *fresh)
+{
+	void **at = &f->table[slot], *old = *at;
+	int rc = pv_tx_add(f->store, at, sizeof(*at));
+
+	*at = fresh;
+	return rc ? rc : pv_tx_retire(f->store, old);
+}
+
+int op_retire_tx(void *ctx, uintptr_t slots)
+{
+	struct fixture *f = ctx;
+	void *fresh, *dropped;
+	int rc = pv_tx_begin(f->store);
+
+	if (!rc)
+		rc = pv_tx_alloc(f->store, f->node_type, 64, &fresh);
+	if (!rc)
+		rc = pv_tx_alloc(f->store, f->node_type, 64, &dropped);
+	if (rc)
+		return rc;
+	fixture_fill(fresh, 64, slots + 7);
+	rc = retire_in_tx(f, slots & 0xff, fresh);
+	if (!rc)
+		rc = pv_tx_retire(f->store, dropped);
+	if (!rc)
+		rc = retire_in_tx(f, slots >> 8, NULL);
+	return rc ? rc : pv_tx_commit(f->store);
+}
+
+int op_retire_tx_abort(void *ctx, uintptr_t slot)
+{
+	struct fixture *f = ctx;
+	int rc = pv_tx_begin(f->store);
+
+	if (!rc)
+		rc = retire_in_tx(f, slot, NULL);
+	return rc ? rc : pv_tx_abort(f->store);
 }
 
 int op_reclaim(void *ctx, uintptr_t unused)

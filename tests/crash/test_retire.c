@@ -31,6 +31,14 @@ static const struct crash_op extent_ops[] = {
 	{"retire one not yet looked at", op_retire, 42, CRASH_ATOMIC, NULL},
 	{"give it back", op_reclaim, 0, CRASH_UNCHANGED, NULL},
 };
+static const struct crash_op tx_ops[] = {
+	{"replace and unlink", op_retire_tx, SLOT(1, 2), CRASH_ATOMIC, NULL},
+	{"abort", op_retire_tx_abort, 1, CRASH_UNCHANGED, NULL},
+	{"link an extent", op_link, SLOT(40, 34000), CRASH_ATOMIC, NULL},
+	{"unlink it", op_retire_tx, SLOT(1, 40), CRASH_ATOMIC, NULL},
+	{"give back", op_reclaim, 0, CRASH_UNCHANGED, NULL},
+	{"use the slots again", op_link_many, SLOT(20, 64), CRASH_STEPS, NULL},
+};
 /* What is given back empties slabs, which go back to the page map through the reclaimer's lane. */
 static const struct crash_op slab_ops[] = {
 	{"fill slabs", op_link_many, SLOT(20, 1000), CRASH_STEPS, NULL},
@@ -84,6 +92,7 @@ int main(int argc, char **argv)
 	static const struct crash_scenario scenarios[] = {
 		FIXTURE_SCENARIO("retire", fixture_setup_settled, slot_ops, &roomy),
 		FIXTURE_SCENARIO("retire-extents", fixture_setup_few, extent_ops, &roomy),
+		FIXTURE_SCENARIO("retire-tx", fixture_setup_settled, tx_ops, &roomy),
 		FIXTURE_SCENARIO("retire-slabs", fixture_setup_settled, slab_ops, &spacious),
 		SWITCH("warm-link-retire", link_retire, warm),
 		SWITCH("warm-retire-link", retire_link, warm),
@@ -100,8 +109,7 @@ int main(int argc, char **argv)
 
 	crash_init(argc, argv);
 	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], scenarios[i].ops != slot_ops &&
-								       scenarios[i].ops != extent_ops &&
-								       scenarios[i].ops != slab_ops};
+		entries[i] = (struct crash_entry){&scenarios[i],
+						  scenarios[i].setup == setup_retired};
 	return crash_main(argc, argv, entries, n);
 }
