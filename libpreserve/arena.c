@@ -178,6 +178,10 @@ void pvi_arena_unmap(void *addr, uint64_t bytes)
 
 int pvi_arena_commit(int fd, uint8_t *segment, uint64_t off, uint64_t bytes)
 {
+	int err = pvi_memory_ask(segment + off, bytes);
+
+	if (err)
+		return err;
 	/* Allocates and maps in one call. Kernels before 5.14 say EINVAL. */
 	if (madvise(segment + off, bytes, MADV_POPULATE_WRITE) == 0)
 		return 0;

@@ -27,6 +27,16 @@ void pvi_arena_unmap(void *addr, uint64_t bytes);
 /** Obtain the memory of a range now, so that no later store to it can fail. */
 int pvi_arena_commit(int fd, uint8_t *segment, uint64_t off, uint64_t bytes);
 
+/* ---- memory.c: what the machine has left ---- */
+
+/** May these bytes of a mapped memfd be given memory now? -ENOMEM names who has too little. */
+int pvi_memory_ask(uint8_t *addr, uint64_t bytes);
+/** What the machine, or the memory cgroup with the least, could give now beside the reserve; UINT64_MAX:
+ *  nothing is known of a limit. */
+uint64_t pvi_memory_room(void);
+/** Tests: read what is below this directory instead of /proc and /sys. */
+void pvi_memory_root(const char *path);
+
 /* ---- index.c: what is where ---- */
 
 /** Bytes of an index memfd for a store with segments of this first size. */

@@ -6,6 +6,7 @@
  *
  * Everything here runs under heap_lock.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -170,41 +171,48 @@ static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, ui
 	return true;
 }
 
-int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **out, uint32_t *page)
+/* A run of n pages of this segment, with memory behind them: 1; 0: there is none. */
+static int alloc_in(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
 {
-	struct pvi_segment *seg;
 	int err;
 
-	for (;;) {
-		/* Those looked at already, the newest first; then one more; then a new one. */
-		for (uint32_t i = s->nsegments; i-- > 0;) {
-			seg = &s->segments[i];
-			if (seg->loaded && take_run(s, seg, n, page))
-				goto found;
-		}
-		for (uint32_t i = s->nsegments; i-- > 0;) {
-			seg = &s->segments[i];
-			if (seg->loaded)
-				continue;
-			err = pvi_page_load(s, seg);
-			if (err)
-				return err;
-			if (take_run(s, seg, n, page))
-				goto found;
-		}
-		err = pvi_segment_grow(s, n);
-		if (err)
-			return err;
-	}
-found:
+	if (!take_run(s, seg, n, page))
+		return 0;
 	err = pvi_arena_commit(seg->fd, seg->addr, (uint64_t) *page << s->page_shift,
 			       (uint64_t) n << s->page_shift);
-	if (err) {
-		pvi_page_free(s, seg, *page, n);
-		return err;
+	if (!err)
+		return 1;
+	pvi_page_free(s, seg, *page, n);
+	return err;
+}
+
+int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **out, uint32_t *page)
+{
+	int got = 0, err = 0;
+
+	/* Those looked at already, the newest first; then one more; then a new one. Where memory is at
+	 * its end another segment may have pages that still have theirs; a new one has none. */
+	for (int looked_at = 1; looked_at >= 0; looked_at--) {
+		for (uint32_t i = s->nsegments; i-- > 0 && got != 1;) {
+			struct pvi_segment *seg = *out = &s->segments[i];
+
+			if (seg->loaded != looked_at)
+				continue;
+			got = pvi_page_load(s, seg);
+			if (!got)
+				got = alloc_in(s, seg, n, page);
+			err = got < 0 ? got : err;
+		}
 	}
-	*out = seg;
-	return 0;
+	if (got == 1 || err)
+		return got == 1 ? 0 : err;
+	err = pvi_segment_grow(s, n);
+	if (err)
+		return err;
+	*out = &s->segments[s->nsegments - 1];
+	got = alloc_in(s, *out, n, page);
+	assert(got);
+	return got == 1 ? 0 : got;
 }
 
 void pvi_page_free(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n)

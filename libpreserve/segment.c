@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
@@ -89,6 +90,19 @@ static void set_segment(struct pv_store *s, struct pvi_segment *seg, const struc
 		s->lanes = (struct lane_rec *) (void *) (seg->addr + rec->lanes_off);
 }
 
+/* Make the descriptors of these pages writable. */
+static int open_descriptors(struct pv_store *s, uint64_t off, uint64_t bytes)
+{
+	uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE);
+	uintptr_t from = (uintptr_t) pvi_store_page(s, off) & ~(page - 1);
+	uintptr_t to = ((uintptr_t) pvi_store_page(s, off + bytes) + page - 1) & ~(page - 1);
+
+	if (s->readonly || mprotect((void *) from, to - from, PROT_READ | PROT_WRITE) == 0)
+		return 0;
+	return pvi_fail(-ENOMEM, "no memory for the descriptors of %" PRIu64 " bytes of pages: %s", bytes,
+			strerror(errno));
+}
+
 int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64_t bytes)
 {
 	struct segment_rec rec = describe(s, number, off, bytes, pvi_index_generation(s->index.rec) + 1);
@@ -110,7 +124,9 @@ int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64
 		close(fd);
 		return err;
 	}
-	err = pvi_arena_commit(fd, addr, 0, (uint64_t) rec.first_page << s->page_shift);
+	err = open_descriptors(s, off, bytes);
+	if (!err)
+		err = pvi_arena_commit(fd, addr, 0, (uint64_t) rec.first_page << s->page_shift);
 	if (err) {
 		pvi_arena_unmap(addr, bytes);
 		close(fd);
@@ -178,7 +194,9 @@ int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 				what, bytes);
 	if (memcmp(&rec, &want, sizeof(rec)) != 0)
 		return pvi_fail(-EBADMSG, "%s: the header and the index disagree on its layout", what);
-	err = pvi_arena_map((uint8_t *) s->base + off, bytes, fd, s->readonly);
+	err = open_descriptors(s, off, bytes);
+	if (!err)
+		err = pvi_arena_map((uint8_t *) s->base + off, bytes, fd, s->readonly);
 	if (err)
 		return err;
 	set_segment(s, &s->segments[number], &rec, fd);

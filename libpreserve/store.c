@@ -134,7 +134,8 @@ static int geometry(struct pv_store *s)
 	s->lanes_taken = calloc((s->nlanes + 63) / 64, 8);
 	if (!s->segment_of || !s->segments || !s->lanes_taken)
 		return pvi_fail(-ENOMEM, "no memory for the store's tables");
-	s->pages = mmap(NULL, pages_bytes(s), PROT_READ | PROT_WRITE,
+	/* Writable with each segment: the kernel may count what is (vm.overcommit_memory=2). */
+	s->pages = mmap(NULL, pages_bytes(s), PROT_READ,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (s->pages == MAP_FAILED) {
 		s->pages = NULL;
