@@ -31,6 +31,8 @@ int pvi_arena_commit(int fd, uint8_t *segment, uint64_t off, uint64_t bytes);
 
 /** May these bytes of a mapped memfd be given memory now? -ENOMEM names who has too little. */
 int pvi_memory_ask(uint8_t *addr, uint64_t bytes);
+/** Has all of the range its memory? */
+bool pvi_memory_backed(uint8_t *addr, uint64_t bytes);
 /** What the machine, or the memory cgroup with the least, could give now beside the reserve; UINT64_MAX:
  *  nothing is known of a limit. */
 uint64_t pvi_memory_room(void);

@@ -134,6 +134,16 @@ static uint64_t look_at_system(struct room *room)
 	swap = field(text, "SwapFree:", 0);
 	reserve = within(field(text, "MemTotal:", 0) >> RESERVE_SHIFT, SYSTEM_MIN, SYSTEM_MAX);
 	consider(room, minus(available + swap, reserve), reserve, "this machine");
+	if (number("/proc/sys/vm", "overcommit_memory", 0) == 2) {
+		/* Then the kernel does say no, but to the process's next malloc() as well. It keeps two
+		 * reserves of its own, in kB. */
+		uint64_t kept = number("/proc/sys/vm", "user_reserve_kbytes", 0) +
+				number("/proc/sys/vm", "admin_reserve_kbytes", 0);
+		uint64_t left = minus(field(text, "CommitLimit:", NO_LIMIT),
+				      field(text, "Committed_AS:", 0) + (kept << 10));
+
+		consider(room, minus(left, reserve), reserve, "this machine's commit limit");
+	}
 	return swap;
 }
 
@@ -293,6 +303,11 @@ static uint64_t unbacked_bytes(uint8_t *addr, uint64_t bytes)
 			missing += in[i] & 1 ? 0 : page;
 	}
 	return missing;
+}
+
+bool pvi_memory_backed(uint8_t *addr, uint64_t bytes)
+{
+	return unbacked_bytes(addr, bytes) == 0;
 }
 
 int pvi_memory_ask(uint8_t *addr, uint64_t bytes)

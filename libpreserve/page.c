@@ -13,6 +13,9 @@
 
 #include "internal.h"
 
+/* Where memory is at its end, a search for pages that have theirs may fail, but not take long. */
+#define BACKED_LOOKS 256u
+
 uint32_t pvi_page_span(const struct pv_store *s, uint64_t rec)
 {
 	switch (pvi_page_kind(rec)) {
@@ -150,6 +153,14 @@ static uint32_t find_run(const struct pvi_segment *seg, uint32_t from, uint32_t 
 	return to;
 }
 
+static void take(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n)
+{
+	set_taken(seg, page, n, true);
+	seg->free_pages -= n;
+	seg->cursor = page + n;
+	s->used_pages += n;
+}
+
 static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
 {
 	uint32_t at;
@@ -163,27 +174,48 @@ static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, ui
 		if (at == seg->npages)
 			return false;
 	}
-	set_taken(seg, at, n, true);
-	seg->free_pages -= n;
-	seg->cursor = at + n;
-	s->used_pages += n;
+	take(s, seg, at, n);
 	*page = at;
 	return true;
+}
+
+/* Memory is at its end: a run whose pages have theirs, because they were in use before. */
+static bool take_backed_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
+{
+	uint64_t bytes = (uint64_t) n << s->page_shift;
+	uint32_t at = seg->first_page;
+
+	for (unsigned int looks = BACKED_LOOKS; looks; looks--, at += n) {
+		at = find_run(seg, at, seg->npages, n);
+		if (at == seg->npages)
+			return false;
+		if (pvi_memory_backed(seg->addr + ((uint64_t) at << s->page_shift), bytes)) {
+			take(s, seg, at, n);
+			*page = at;
+			return true;
+		}
+	}
+	return false;
 }
 
 /* A run of n pages of this segment, with memory behind them: 1; 0: there is none. */
 static int alloc_in(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
 {
-	int err;
+	uint32_t cursor = seg->cursor;
+	int err = 0;
 
 	if (!take_run(s, seg, n, page))
 		return 0;
-	err = pvi_arena_commit(seg->fd, seg->addr, (uint64_t) *page << s->page_shift,
-			       (uint64_t) n << s->page_shift);
-	if (!err)
-		return 1;
-	pvi_page_free(s, seg, *page, n);
-	return err;
+	for (bool again = false;; again = true) {
+		err = pvi_arena_commit(seg->fd, seg->addr, (uint64_t) *page << s->page_shift,
+				       (uint64_t) n << s->page_shift);
+		if (!err)
+			return 1;
+		pvi_page_free(s, seg, *page, n);
+		seg->cursor = cursor;
+		if (again || !take_backed_run(s, seg, n, page))
+			return err;
+	}
 }
 
 int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **out, uint32_t *page)

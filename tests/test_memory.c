@@ -89,6 +89,20 @@ static void machine(void **state)
 	assert_int_equal(pvi_memory_room(), 0);
 }
 
+/* A kernel that promises no more than it has counts what it has promised. */
+static void machine_that_counts(void **state)
+{
+	put("/proc/meminfo", "MemTotal: 1048576 kB\nMemAvailable: 1000000 kB\nCommitLimit: 512000 kB\n"
+			     "Committed_AS: 102400 kB\n");
+	put("/proc/sys/vm/overcommit_memory", "1\n");
+	assert_int_equal(pvi_memory_room(), (1000000 - 32768) * 1024ull);
+	put("/proc/sys/vm/overcommit_memory", "2\n");
+	assert_int_equal(pvi_memory_room(), 368 * MIB);
+	put_number("/proc/sys/vm/user_reserve_kbytes", 10240);
+	put_number("/proc/sys/vm/admin_reserve_kbytes", 8192);
+	assert_int_equal(pvi_memory_room(), 350 * MIB);
+}
+
 static void cgroup_version_2(void **state)
 {
 	put_meminfo(65536 * MIB, 32768 * MIB, 0);
@@ -247,6 +261,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		with_directory(machine),
+		with_directory(machine_that_counts),
 		with_directory(cgroup_version_2),
 		with_directory(cgroup_version_1),
 		with_directory(cgroup_of_a_container),
