@@ -81,6 +81,11 @@ void pvi_lock_release(struct pv_store *s);
 /** Say in the index that it is us. */
 void pvi_lock_note_writer(struct pv_store *s);
 
+/* ---- lockword.c: locks in objects ---- */
+
+/** In a forked child: its thread has another id than the one that it was forked from. */
+void pvi_lockword_forget_thread(void);
+
 /* ---- lane.c: intents ---- */
 
 static inline uint64_t pvi_lane_where(uint64_t op, uint64_t off)

@@ -154,6 +154,14 @@ _Static_assert(sizeof(struct slab_rec) == 32, "slab_rec");
 #define PV_SLOT_HELD	 4u /* in a thread's magazine, ready to be handed out */
 #define PV_SLOT_META	 0xffu /* under the slab_rec: not a slot */
 
+/* ---- lock words ------------------------------------------------------------------------------- */
+
+/* In objects, where the application put them (preserve/lock.h). Held by a thread of the process that has
+ * the store open if there is an owner and the epoch is the current one; otherwise free. */
+#define PV_LOCK_OWNER_MASK  0x3fffffull /* thread id */
+#define PV_LOCK_WAITERS	    0x400000ull /* somebody may be asleep */
+#define PV_LOCK_EPOCH_SHIFT 24		/* low 40 bits of the epoch */
+
 /* ---- lane ------------------------------------------------------------------------------------- */
 
 /** One step of an intent, absolute, so that doing it again changes nothing. */

@@ -44,6 +44,7 @@ static void remember(int *lock_fd)
 
 static void in_child(void)
 {
+	pvi_lockword_forget_thread();
 	for (size_t i = 0; i < sizeof(held) / sizeof(*held); i++) {
 		int *lock_fd = atomic_exchange(&held[i], NULL);
 

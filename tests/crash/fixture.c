@@ -90,6 +90,7 @@ void fixture_close(void *ctx)
 	f->store = NULL;
 	f->table = NULL;
 	f->n_held = 0;
+	f->retired = NULL;
 	keeper_clear(f);
 }
 

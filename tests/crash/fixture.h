@@ -29,6 +29,7 @@ struct fixture {
 	uint64_t limit_bytes;
 	uint32_t lanes; /* default 4 */
 	bool retires;	/* a flavour of RCU is chosen: takes a lane */
+	void *retired;	/* what op_retire_replace() retired last */
 
 	struct pv_store *store;
 	pv_type_t table_type, node_type, blob_type;
@@ -127,7 +128,7 @@ int op_retire_some(void *ctx, uintptr_t slot);	/* five objects, as one */
 int op_retire_tx(void *ctx, uintptr_t slots);	/* replaces a, unlinks b: SLOT(a, b) */
 int op_retire_tx_abort(void *ctx, uintptr_t slot);
 int op_reclaim(void *ctx, uintptr_t unused);	/* the grace period is over: all is given back */
-int op_reclaim_link(void *ctx, uintptr_t arg);	/* and an object is linked */
+int op_reclaim_link(void *ctx, uintptr_t arg);	/* and an object is linked, in that memory if it can */
 int op_type(void *ctx, uintptr_t number); /* register a new type */
 int op_root(void *ctx, uintptr_t number); /* create a new root */
 int op_create(void *ctx, uintptr_t flags);

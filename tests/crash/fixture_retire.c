@@ -101,6 +101,7 @@ int op_retire_replace(void *ctx, uintptr_t arg)
 
 	if (rc)
 		return rc;
+	f->retired = *slot;
 	return publish(f,
 		       (struct pv_action[]){PV_LIVE(object), PV_STORE(slot, (uintptr_t)object),
 					    PV_RETIRE(*slot)},
@@ -188,7 +189,24 @@ int op_reclaim(void *ctx, uintptr_t unused)
 int op_reclaim_link(void *ctx, uintptr_t arg)
 {
 	struct fixture *f = ctx;
+	void *tried[80], **slot = &f->table[arg & 0xff];
+	unsigned n = 0, best = 0;
 	int rc = pv_retire_wait(f->store);
 
-	return rc ? rc : op_link(ctx, arg);
+	while (rc == 0 && n < sizeof(tried) / sizeof(tried[0])) {
+		rc = pv_reserve(f->store, f->node_type, arg >> 8, &tried[n]);
+		if (rc == 0 && tried[n] == f->retired)
+			best = n;
+		n += rc == 0;
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (i != best)
+			rc |= pv_cancel(f->store, tried[i]);
+	if (rc)
+		return rc;
+	fixture_fill(tried[best], arg >> 8, arg);
+	return publish(
+		f,
+		(struct pv_action[]){PV_LIVE(tried[best]), PV_STORE(slot, (uintptr_t)tried[best])},
+		2);
 }

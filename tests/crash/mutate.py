@@ -127,10 +127,10 @@ int pvi_segment_grow''')]),
         '		pvi_tx_leave(s, pvi_tls[i].thread);\n', '')]),
     # A thread that ends gives its slots back without the lock.
     'storm-exit-without-lock': ('thread.c', 'storm', '-', [(
-        """		pthread_mutex_lock(&s->heap_lock);
-		thread_leave(s, pvi_tls[i].thread);
-		pthread_mutex_unlock(&s->heap_lock);
-""", '		thread_leave(s, pvi_tls[i].thread);\n')]),
+        """	pthread_mutex_lock(&s->heap_lock);
+	thread_leave(s, t);
+	pthread_mutex_unlock(&s->heap_lock);
+""", '	thread_leave(s, t);\n')]),
     # A split that first makes the new bucket visible.
     'split-in-two-steps': ('map_grow.c', 'map', 'map-grow', [(
         '''	if (!err)
@@ -139,6 +139,38 @@ int pvi_segment_grow''')]),
 	return err == -E2BIG''', '''	rec->nbuckets = number + 1;
 	err = finish_change(&change, err);
 	return err == -E2BIG''')]),
+    # What is retired is handed over before the intent is done: another thread has it by then, and the
+    # intent, or recovery, frees it there.
+    'retired-too-early': ('heap.c', 'retire', 'warm-retire-reclaim', [(
+        '''	if (retired)
+		pvi_retire_hand_over(s, t);
+	return 0;
+''', '''	return 0;
+'''), (
+        '''	pvi_lane_begin(t->lane, n);
+	for (unsigned int i = 0; i < n; i++)
+		pvi_heap_apply''', '''	pvi_lane_begin(t->lane, n);
+	for (unsigned int i = 0; i < n; i++)
+		if (actions[i].op == PV_ACTION_RETIRE) {
+			pvi_retire_note(s, t, actions[i].target, objects[i].byte);
+			retired = true;
+		}
+	if (retired)
+		pvi_retire_hand_over(s, t);
+	for (unsigned int i = 0; i < n; i++)
+		pvi_heap_apply'''), (
+        '''		if (actions[i].op != PV_ACTION_STORE)
+			pvi_heap_settle(s, t, &actions[i], &objects[i]);
+		retired''', '''		if (actions[i].op != PV_ACTION_STORE && actions[i].op != PV_ACTION_RETIRE)
+			pvi_heap_settle(s, t, &actions[i], &objects[i]);
+		retired''')]),
+    # A lock does not look at the epoch.
+    'lock-outlives-process': ('lockword.c', 'lock', 'locked-swaps', [(
+        '''	return (word & PV_LOCK_OWNER_MASK) &&
+	       word >> PV_LOCK_EPOCH_SHIFT ==
+		       s->index.epoch << PV_LOCK_EPOCH_SHIFT >> PV_LOCK_EPOCH_SHIFT;
+''', '''	return (word & PV_LOCK_OWNER_MASK) != 0;
+''')]),
 }
 
 
