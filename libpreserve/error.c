@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <preserve/preserve.h>
 
@@ -24,6 +25,18 @@ _Noreturn void pvi_debug_failed(const char *condition, const char *file, int lin
 	fprintf(stderr, "libpreserve: %s:%d: %s does not hold\n", file, line, condition);
 	abort();
 }
+
+#ifdef PVI_DEBUG_CHECKS
+int pvi_misuse(int err)
+{
+	const char *says = getenv("PV_MISUSE");
+
+	if (err != -EINVAL || (says && strcmp(says, "error") == 0))
+		return err;
+	fprintf(stderr, "libpreserve: %s\n", last_error);
+	abort();
+}
+#endif
 
 int pvi_fail(int err, const char *format, ...)
 {

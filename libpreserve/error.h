@@ -19,6 +19,16 @@ __attribute__((format(printf, 2, 3), cold)) int pvi_fail(int err, const char *fo
 #else
 #define pvi_debug_check(condition) ((void) 0)
 #endif
+/**
+ * What a call that was given a pointer returns: in builds with -Ddebug-checks=true a pointer to the wrong
+ * thing (-EINVAL) ends the process, with the call's message, as a double free does in other allocators.
+ * With PV_MISUSE=error in the environment it is returned, as in ordinary builds.
+ */
+#ifdef PVI_DEBUG_CHECKS
+int pvi_misuse(int err);
+#else
+#define pvi_misuse(err) (err)
+#endif
 _Noreturn void pvi_debug_failed(const char *condition, const char *file, int line);
 
 #endif

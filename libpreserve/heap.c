@@ -325,9 +325,9 @@ int pv_cancel(struct pv_store *s, void *p)
 	if (!err)
 		err = find_object(s, p, &o);
 	if (err)
-		return err;
+		return pvi_misuse(err);
 	if (state_of(&o) != PV_SLOT_RESERVED)
-		return pvi_fail(-EINVAL, "%p is not reserved", p);
+		return pvi_misuse(pvi_fail(-EINVAL, "%p is not reserved", p));
 	if (o.byte) {
 		__atomic_store_n(o.byte, PV_SLOT_HELD, __ATOMIC_RELAXED);
 		keep_slot(s, t, o.bin, (struct pvi_held){p, o.byte});
@@ -485,7 +485,7 @@ static __attribute__((noinline)) int publish_any(struct pv_store *s,
 				PV_ACTIONS_MAX);
 	err = resolve(s, t, actions, n, objects);
 	if (pvi_unlikely(err))
-		return err;
+		return pvi_misuse(err);
 	pvi_lane_begin(t->lane, n);
 	for (unsigned int i = 0; i < n; i++)
 		pvi_heap_apply(s, &actions[i], &t->lane->actions[i], &objects[i]);
@@ -575,6 +575,15 @@ int pv_publish(struct pv_store *s, const struct pv_action *actions, unsigned int
 {
 	struct pvi_thread *t = pvi_thread_find(s);
 
+#ifdef PVI_DEBUG_CHECKS
+	for (unsigned int i = 0; i < n; i++)
+		if (actions[i].op == PV_ACTION_FREE || actions[i].op == PV_ACTION_RETIRE) {
+			int err = pvi_root_keep(s, actions[i].target);
+
+			if (err)
+				return pvi_misuse(err);
+		}
+#endif
 	if (n == 3 && actions[0].op == PV_ACTION_LIVE && actions[1].op == PV_ACTION_STORE &&
 	    actions[2].op == PV_ACTION_FREE && pvi_likely(t && publish_link(s, t, actions, true)))
 		return 0;
@@ -643,7 +652,7 @@ int pv_alloc(struct pv_store *s, pv_type_t type, size_t bytes, void **dest)
 int pv_free(struct pv_store *s, void **dest)
 {
 	if (!word_ok(s, dest))
-		return no_word(dest);
+		return pvi_misuse(no_word(dest));
 	return pv_publish(s, (struct pv_action[]){PV_STORE(dest, 0), PV_FREE(*dest)}, 2);
 }
 

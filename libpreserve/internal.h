@@ -258,6 +258,13 @@ void pvi_retire_resume(struct pv_store *s);
 /** Free what pv_retire_flavor() made. Nothing is in flight any more: pv_retire_wait(). */
 void pvi_retire_close(struct pv_store *s);
 
+/* ---- root.c ---- */
+
+#ifdef PVI_DEBUG_CHECKS
+/** -EINVAL: it is a root object, not to be freed. A search: in debug builds only. */
+int pvi_root_keep(struct pv_store *s, const void *object);
+#endif
+
 /* ---- tx.c ---- */
 
 /** After a crash: is every lane's log sound? Attach only, as the next. */

@@ -257,3 +257,21 @@ int pv_root(struct pv_store *s, const char *name, pv_type_t type, size_t bytes, 
 		*created = made;
 	return err;
 }
+
+#ifdef PVI_DEBUG_CHECKS
+int pvi_root_keep(struct pv_store *s, const void *object)
+{
+	uint64_t off = (uint64_t) ((uintptr_t) object - s->base);
+	int err = 0;
+
+	if (s->readonly) /* which says no to everything */
+		return 0;
+	pthread_mutex_lock(&s->index_lock);
+	for (uint32_t i = 0; i < s->index.nroots && !err; i++)
+		if (s->index.roots[i].off == off)
+			err = pvi_fail(-EINVAL, "%p is root %s, which is never freed", object,
+				       s->index.roots[i].name);
+	pthread_mutex_unlock(&s->index_lock);
+	return err;
+}
+#endif

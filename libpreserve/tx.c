@@ -258,8 +258,8 @@ int pv_tx_add(struct pv_store *s, void *p, size_t bytes)
 	if (pvi_unlikely(err))
 		return err;
 	if (pvi_unlikely(!bytes || !pvi_heap_range_ok(s, off, bytes)))
-		return pvi_fail(-EINVAL, "%zu bytes at %p are not within objects of this store", bytes,
-				p);
+		return pvi_misuse(pvi_fail(
+			-EINVAL, "%zu bytes at %p are not within objects of this store", bytes, p));
 	return append(s, t, pvi_lane_where(PV_DO_UNDO, off), bytes, p, bytes);
 }
 
@@ -311,12 +311,17 @@ static int end_object(struct pv_store *s, struct pv_action a)
 		if (t->tx.actions[i].action.target != a.target)
 			continue;
 		if (t->tx.actions[i].action.op != PV_ACTION_LIVE)
-			return pvi_fail(-EINVAL, "%p was freed in this transaction before", a.target);
+			return pvi_misuse(pvi_fail(-EINVAL, "%p was freed in this transaction before",
+						   a.target));
 		t->tx.actions[i].action.op = ACTION_DROP;
 		return 0;
 	}
 	err = pvi_heap_resolve(s, &a, &rec, &o);
-	return err ? err : remember(t, a);
+#ifdef PVI_DEBUG_CHECKS
+	if (!err)
+		err = pvi_root_keep(s, a.target);
+#endif
+	return err ? pvi_misuse(err) : remember(t, a);
 }
 
 int pv_tx_free(struct pv_store *s, void *object)

@@ -12,6 +12,12 @@
 #define SMALL_SEGMENT_BYTES (64u << 10)
 #define DEFAULT_SEED	    0x5eed5eed5eedull
 
+/* Errors are what most tests want to see, in builds with debug checks as well. */
+__attribute__((constructor)) static void misuse_is_an_error(void)
+{
+	setenv("PV_MISUSE", "error", 1);
+}
+
 /* ---- keeper ---- */
 
 void keeper_init(struct keeper *k)

@@ -3,6 +3,10 @@
  * Pointers, states and actions that have to be refused: with the documented error, and every byte
  * of the store as it was.
  */
+#include <pthread.h>
+
+#include <preserve/tx.h>
+
 #include "internal.h"
 #include "support.h"
 
@@ -246,12 +250,197 @@ static void wrong_actions(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* ---- calls without a pointer to blame ---- */
+
+/* Sizes and types for which there can be no object, and an object too many for the store. */
+static void wrong_sizes_and_types(void **state)
+{
+	static const struct pv_typedef pair_type = PV_TYPE_PLAIN(struct word, "pair", 1);
+	struct keeper *k = *state;
+	struct pv_options o = small_options(k);
+	struct pv_store *s;
+	struct cells *t;
+	struct snapshot snap;
+	pv_type_t bytes, pair = 0;
+	void *const mark = &snap;
+	uint32_t segments;
+
+	o.limit_bytes = 300000;
+	s = store_create(k, &o);
+	t = store_cells(s);
+	bytes = store_bytes_type(s, "bytes");
+	assert_ok(pv_type_register(s, &pair_type, &pair));
+	t->cells[0] = mark;
+	segments = store_info(s).segments;
+	snapshot_take(&snap, s);
+	const struct {
+		pv_type_t type;
+		size_t bytes;
+		int err;
+		const char *says;
+	} bad[] = {
+		{bytes, 0, -EINVAL, "0 bytes"},
+		{pair, 0, -EINVAL, "0 bytes"},
+		{pair, 15, -EINVAL, "too few for type pair of 16"},
+		{0, 16, -EINVAL, "type 0 is not registered"},
+		{0, 100000, -EINVAL, "type 0 is not registered"},
+		{pair + 1, 16, -EINVAL, "is not registered"},
+		{PV_TYPES_MAX + 1, 16, -EINVAL, "is not registered"},
+		{UINT32_MAX, 16, -EINVAL, "is not registered"},
+		{bytes, 250000, -ENOSPC, "limit of 300000 bytes"},
+		{bytes, (16 << 20) - 4096, -ENOSPC, "limit of 300000 bytes"},
+		{bytes, 17 << 20, -ENOSPC, "do not fit into the store's window"},
+		{bytes, SIZE_MAX - 4095, -ENOSPC, "do not fit into the store's window"},
+		{bytes, SIZE_MAX, -ENOSPC, "do not fit into the store's window"},
+	};
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+		void *p = mark;
+
+		assert_fails(pv_reserve(s, bad[i].type, bad[i].bytes, &p), bad[i].err, bad[i].says);
+		assert_ptr_equal(p, mark);
+		assert_fails(pv_alloc(s, bad[i].type, bad[i].bytes, &t->cells[0]), bad[i].err,
+			     bad[i].says);
+		assert_ok(pv_tx_begin(s));
+		assert_fails(pv_tx_alloc(s, bad[i].type, bad[i].bytes, &p), bad[i].err, bad[i].says);
+		assert_ptr_equal(p, mark);
+		assert_ok(pv_tx_commit(s));
+		assert_fails(pv_root(s, "new", bad[i].type, bad[i].bytes, &p, NULL), bad[i].err,
+			     bad[i].says);
+		assert_ptr_equal(p, mark);
+	}
+	snapshot_check(&snap, s);
+	assert_int_equal(store_info(s).segments, segments);
+	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_ok(pv_close(s));
+}
+
+/* One action more than a lane has room for. */
+static void full_lane(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	struct cells *t = store_cells(s);
+	pv_type_t type = store_bytes_type(s, "bytes");
+	struct pv_action a[2 * PV_ACTIONS_MAX];
+	struct snapshot snap;
+
+	for (unsigned int i = 0; i < 2 * PV_ACTIONS_MAX; i += 2) {
+		a[i] = PV_LIVE(reserve_ok(s, type, 100));
+		a[i + 1] = PV_STORE(&t->cells[i], (uintptr_t)a[i].target);
+	}
+	snapshot_take(&snap, s);
+	assert_fails(pv_publish(s, a, PV_ACTIONS_MAX + 1), -ENOSPC, "31 actions");
+	assert_fails(pv_publish(s, a, 2 * PV_ACTIONS_MAX), -ENOSPC, "60 actions");
+	assert_fails(pv_publish(s, a, UINT32_MAX), -ENOSPC, "the most is 30");
+	snapshot_check(&snap, s);
+	/* Every one of them can still be done. */
+	assert_ok(pv_publish(s, a, PV_ACTIONS_MAX));
+	assert_ok(pv_publish(s, a + PV_ACTIONS_MAX, PV_ACTIONS_MAX));
+	assert_int_equal(store_sound(s).live_objects, 1 + PV_ACTIONS_MAX);
+	assert_ok(pv_close(s));
+}
+
+/* pv_free() of what the pointer that it is given should not hold, or of a pointer that is nowhere. */
+static void wrong_frees(void **state)
+{
+	struct keeper *k = *state, other;
+	struct pv_store *s = store_create(k, NULL), *their;
+	struct cells *t = store_cells(s), *theirs;
+	pv_type_t type = store_bytes_type(s, "bytes");
+	struct snapshot snap;
+	void *local, *live;
+
+	keeper_init(&other);
+	their = store_create(&other, NULL);
+	theirs = store_cells(their);
+	live = local = publish_ok(s, type, 100, &t->cells[0]);
+	publish_ok(their, store_bytes_type(their, "bytes"), 100, &theirs->cells[0]);
+	t->cells[1] = (uint8_t *)live + 16;
+	t->cells[2] = publish_ok(s, type, 100, &t->cells[3]);
+	assert_ok(pv_free(s, &t->cells[3])); /* cell 2 still holds it */
+	t->cells[4] = theirs->cells[0];
+	t->cells[5] = &local;
+	snapshot_take(&snap, s);
+	assert_fails(pv_free(s, NULL), -EINVAL, "not an aligned word");
+	assert_fails(pv_free(s, &local), -EINVAL, "not an aligned word");
+	assert_fails(pv_free(s, (void **)((uintptr_t)&t->cells[0] + 4)), -EINVAL, "aligned word");
+	assert_fails(pv_free(s, &theirs->cells[0]), -EINVAL, "not an aligned word");
+	assert_fails(pv_free(s, &t->cells[1]), -EINVAL, "not the start of an object");
+	assert_fails(pv_free(s, &t->cells[2]), -EINVAL, "is free, not live");
+	assert_fails(pv_free(s, &t->cells[3]), -EINVAL, "not the start of an object"); /* null */
+	assert_fails(pv_free(s, &t->cells[4]), -EINVAL, "not the start of an object");
+	assert_fails(pv_free(s, &t->cells[5]), -EINVAL, "not the start of an object");
+	snapshot_check(&snap, s);
+	assert_ok(pv_free(s, &t->cells[0]));
+	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_int_equal(store_sound(their).live_objects, 2);
+	assert_ok(pv_close(s));
+	assert_ok(pv_close(their));
+	keeper_free(&other);
+}
+
+/* ---- a transaction used by another thread ---- */
+
+struct stranger {
+	struct pv_store *s;
+	struct cells *t;
+	pv_type_t type;
+	size_t refused;
+};
+
+static void *use_it(void *ctx)
+{
+	struct stranger *o = ctx;
+	void *p;
+
+	o->refused += pv_tx_depth(o->s) == 0;
+	o->refused += pv_tx_add(o->s, o->t, 8) == -EINVAL;
+	o->refused += pv_tx_alloc(o->s, o->type, 100, &p) == -EINVAL;
+	o->refused += pv_tx_free(o->s, o->t->cells[0]) == -EINVAL;
+	o->refused += pv_tx_commit(o->s) == -EINVAL;
+	o->refused += pv_tx_abort(o->s) == -EINVAL;
+	o->refused += strstr(pv_last_error(), "in no transaction") != NULL;
+	return NULL;
+}
+
+static void transaction_of_another_thread(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	struct stranger o = {.s = s, .t = store_cells(s), .type = store_bytes_type(s, "bytes")};
+	struct snapshot snap;
+	pthread_t thread;
+	void *p;
+
+	publish_ok(s, o.type, 100, &o.t->cells[0]);
+	assert_ok(pv_tx_begin(s));
+	assert_ok(pv_tx_add(s, &o.t->cells[1], 8));
+	assert_ok(pv_tx_alloc(s, o.type, 100, &p));
+	o.t->cells[1] = p;
+	snapshot_take(&snap, s);
+	assert_int_equal(pthread_create(&thread, NULL, use_it, &o), 0);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(o.refused, 7);
+	snapshot_check(&snap, s);
+	/* It has no part in it: it goes on. */
+	assert_int_equal(pv_tx_depth(s), 1);
+	assert_ok(pv_tx_free(s, o.t->cells[0]));
+	assert_ok(pv_tx_commit(s));
+	assert_int_equal(store_sound(s).live_objects, 2);
+	assert_int_not_equal(pv_usable_bytes(s, p), 0);
+	assert_ok(pv_close(s));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		with_keeper(wrong_pointers),
 		with_keeper(wrong_states),
 		with_keeper(wrong_actions),
+		with_keeper(wrong_sizes_and_types),
+		with_keeper(full_lane),
+		with_keeper(wrong_frees),
+		with_keeper(transaction_of_another_thread),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

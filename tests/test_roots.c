@@ -154,11 +154,17 @@ static void root_of_a_dead_object(void **state)
 	struct keeper *k = *state;
 	struct pv_store *s = store_create(k, NULL);
 	pv_type_t node = store_word_type(s);
+	const struct pvi_segment *seg;
 	struct pv_check_report r;
+	uint64_t off, rec;
+	uint8_t *byte;
 	void *p;
 
 	assert_ok(pv_root(s, "a", node, 16, &p, NULL));
-	assert_ok(pv_publish(s, &PV_FREE(p), 1)); /* which the application must not do */
+	off = (uintptr_t)p - s->base;
+	seg = pvi_store_segment(s, off);
+	byte = pvi_slab_slot(s, seg, off - seg->off, &rec);
+	*byte = PV_SLOT_FREE; /* a stray store */
 	assert_fails(pv_root(s, "a", node, 16, &p, NULL), -EBADMSG, "root a: its object");
 	assert_ok(pv_check(s, NULL, NULL, &r));
 	assert_int_equal(r.problems, 1);

@@ -46,6 +46,11 @@
  *    -ENODEV         no /dev/liveupdate: this kernel has no Live Update Orchestrator, or it is off
  *    -EACCES         permission is missing; the message names what was refused
  *
+ *  Pointers to the wrong thing (freed, freed twice, reserved instead of live, inside of an object, of
+ *  another store, null) are -EINVAL wherever they are given to a call that changes something, and nothing
+ *  is changed. A library built with -Ddebug-checks=true prints the message instead and aborts, so that
+ *  the caller is found on the stack; PV_MISUSE=error in the environment makes it return the error.
+ *
  * THREADS
  *  "any thread" in a function's text means: any number of threads, without a lock of the caller.
  *  "one thread" means that no other call on the same store may run at the same time. No function
@@ -284,7 +289,8 @@ struct pv_action {
 /** Store an 8-byte value (often a pointer) to an aligned word inside a live or reserved object. */
 #define PV_STORE(word, val) ((struct pv_action){PV_ACTION_STORE, 0, (word), (uint64_t)(val)})
 /** Free a live object. No other thread may be reading it, and the pv_publish() that made it live has
- *  returned. */
+ *  returned. A root object must not be freed: that is found out by builds with -Ddebug-checks=true only,
+ *  others would have to search for it; afterwards pv_root() says -EBADMSG. */
 #define PV_FREE(object) ((struct pv_action){PV_ACTION_FREE, 0, (object), 0})
 
 /** Free a live object that other threads may be reading: its memory is kept as it is until no reader

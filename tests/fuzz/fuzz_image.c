@@ -115,6 +115,7 @@ static void make_image(void)
 	struct pv_options o = options(PV_CREATE);
 	struct pv_store *s;
 
+	setenv("PV_MISUSE", "error", 1); /* what is damaged leads to wrong pointers */
 	o.keep_ctx = &image;
 	must(pv_open("fuzz", &o, &s) == 0, "pv_open");
 	fill(s);
