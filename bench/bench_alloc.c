@@ -441,6 +441,7 @@ static void tell(const struct run *run, size_t total_slots)
 		bench_tell("mops", mops);
 	bench_tell_number("bytes", run->memory.private_bytes + run->memory.shared_bytes - tables);
 	bench_tell_number("shared", run->memory.shared_bytes);
+	bench_tell_number("huge", run->memory.huge_bytes);
 }
 
 static void run_workload(struct run *run, const struct ops_options *opts)

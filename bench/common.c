@@ -62,8 +62,10 @@ void bench_rng_seed(struct bench_rng *rng, uint64_t which)
 
 struct bench_memory bench_memory(void)
 {
-	static const char *const names[] = {"Pss_Anon", "Pss_Shmem"};
-	uint64_t kib[] = {UINT64_MAX, UINT64_MAX};
+	enum { PRIVATE, SHARED, HUGE_PRIVATE, HUGE_SHARED, FIELDS };
+	static const char *const names[FIELDS] = {"Pss_Anon", "Pss_Shmem", "AnonHugePages",
+						  "ShmemPmdMapped"};
+	uint64_t kib[FIELDS] = {UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX};
 	FILE *f = fopen("/proc/self/smaps_rollup", "re");
 	char line[256], name[32];
 	uint64_t value;
@@ -73,17 +75,21 @@ struct bench_memory bench_memory(void)
 	while (fgets(line, sizeof(line), f)) {
 		if (sscanf(line, "%31[^:]: %" SCNu64 " kB", name, &value) != 2)
 			continue;
-		for (size_t i = 0; i < 2; i++) {
+		for (int i = 0; i < FIELDS; i++) {
 			if (!strcmp(name, names[i]))
 				kib[i] = value;
 		}
 	}
 	fclose(f);
-	for (size_t i = 0; i < 2; i++) {
+	for (int i = 0; i < FIELDS; i++) {
 		if (kib[i] == UINT64_MAX)
 			bench_die("/proc/self/smaps_rollup has no line %s", names[i]);
 	}
-	return (struct bench_memory){kib[0] * 1024, kib[1] * 1024};
+	return (struct bench_memory){
+		.private_bytes = kib[PRIVATE] * 1024,
+		.shared_bytes = kib[SHARED] * 1024,
+		.huge_bytes = (kib[HUGE_PRIVATE] + kib[HUGE_SHARED]) * 1024,
+	};
 }
 
 void bench_tell(const char *name, double value)

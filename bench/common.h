@@ -64,6 +64,7 @@ void bench_pin(unsigned int index);
 struct bench_memory {
 	uint64_t private_bytes;
 	uint64_t shared_bytes;
+	uint64_t huge_bytes; /* of both, mapped by huge pages */
 };
 struct bench_memory bench_memory(void);
 

@@ -151,10 +151,22 @@ def verdict(target, value):
     return value <= target["at_most"]
 
 
-def targets(results):
-    """A line for each target and number of threads: what is wanted, what the last run had."""
+def read_targets(cases):
+    """The targets. One of a case that no benchmark has would never be measured: an error."""
     with open(TARGETS, encoding="ascii") as file:
         wanted = json.load(file)
+    for target in wanted:
+        if target["case"] not in cases.get(target["bench"], ()):
+            raise BenchError(f"{TARGETS}: {target['bench']} has no case {target['case']}")
+        if ("at_least" in target) == ("at_most" in target):
+            raise BenchError(f"{TARGETS}: {target['case']}: at_least or at_most?")
+    return wanted
+
+
+def targets(results, cases):
+    """A line for each target and number of threads: what is wanted, what the last run had. `cases`: those
+    of each benchmark, by name."""
+    wanted = read_targets(cases)
     lines = [["benchmark", "target", "threads", "wanted", "last run", "lowest", "highest", ""]]
     tally = {"met": 0, "missed": 0, "not measured": 0}
     for target in wanted:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 
 sys.dont_write_bytecode = True
@@ -55,12 +56,25 @@ def parse():
     return args
 
 
+def chosen(name):
+    """The setting of the kernel's huge pages that a file has in brackets."""
+    try:
+        with open(f"/sys/kernel/mm/transparent_hugepage/{name}", encoding="ascii") as file:
+            return re.search(r"\[(\w+)\]", file.read())[1]
+    except FileNotFoundError:
+        return "never"
+
+
 def look_at_machine(say):
     """Say what the figures will be worth."""
     processors = len(os.sched_getaffinity(0))
     if processors < 2:
         raise benchlib.BenchError("two processors are needed: one for a server, one for its client")
     say(f"{platform.machine()}, {processors} processors, Linux {platform.release()}")
+    private, shared = chosen("enabled"), chosen("shmem_enabled")
+    say(f"huge pages: private memory {private}, shared memory {shared}")
+    if private == "always" and shared not in ("always", "force"):
+        say("warning: the peers of alloc get huge pages by themselves, shared memory does not")
     load = os.getloadavg()[0]
     if load > 0.5:
         say(f"warning: load average {load:.2f}: other programs run; take the figures with care")
@@ -72,7 +86,12 @@ def judge(folder):
     if not results:
         print(f"bench: error: no results in {folder}; run scripts/bench first", file=sys.stderr)
         return 1
-    print(report.targets(results))
+    cases = {name: module.CASES for name, module in BENCHMARKS.items()}
+    try:
+        print(report.targets(results, cases))
+    except benchlib.BenchError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
