@@ -71,6 +71,11 @@ struct crash_op {
 };
 
 enum {
+	CRASH_A_ENDS = 1u << 0,
+	CRASH_B_ENDS = 1u << 1,
+};
+
+enum {
 	CRASH_OTHER_BASE = 1u << 0, /* attach at another base address than the recorded one */
 };
 
@@ -123,6 +128,8 @@ struct crash_scenario {
 	bool keep_wide_stores; /* do not split stores wider than 8 bytes into words */
 	bool unchanged_ok;     /* switch sweep: operations may leave the fingerprint as it was */
 	bool no_block;	       /* switch sweep: it is a failure if B ever has to wait for A */
+	unsigned ends; /* switch sweep: CRASH_A_ENDS, CRASH_B_ENDS: the end of the thread is part of the
+			  operation */
 	unsigned syscall_chunk_bytes; /* crash granularity inside read/pwrite, default 8 */
 	unsigned hang_ms;	      /* no progress for this long is a failure, default 30,000 */
 };

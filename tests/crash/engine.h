@@ -164,8 +164,9 @@ void ct_log_print(const struct ct_record *record, size_t index);
 void ct_trap_init(void);
 void ct_trap_protect(void); /* all maps read-only */
 void ct_trap_unprotect(void);
-/* Thread tid stops once the log has this many records; 0 = nobody stops. */
-void ct_trap_stop_at(pid_t tid, size_t records);
+/* Thread tid stops once the log has this many records, at once or before its next store; 0 = nobody
+ * stops. */
+void ct_trap_stop_at(pid_t tid, size_t records, bool before_next);
 bool ct_trap_stopped(void);
 void ct_trap_resume(void);
 /* A point between two system calls where the thread may have to stop. */

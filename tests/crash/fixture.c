@@ -99,6 +99,7 @@ static void forget_all(struct fixture *f)
 	f->store = NULL;
 	f->table = NULL;
 	f->n_held = 0;
+	f->n_warmed = 0;
 	for (unsigned i = 0; i < FIXTURE_TOKENS; i++)
 		f->kept[i] = -1;
 }

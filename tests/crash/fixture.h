@@ -36,6 +36,7 @@ struct fixture {
 	void **table;		  /* NULL: there is no such root yet */
 	void *held[FIXTURE_HELD]; /* reserved by op_reserve() */
 	unsigned n_held;
+	unsigned n_warmed; /* threads of this run that were made warm */
 	int kept[FIXTURE_TOKENS]; /* descriptor by token, -1: none */
 };
 

@@ -115,6 +115,20 @@ int pvi_segment_grow''')]),
 		else
 			finish(s, &copy);
 ''')]),
+    # What was freed is in circulation while the lane still says that it is to be freed.
+    'settled-early': ('heap.c', 'others', 'extent-link', [(
+        '''	pvi_lane_end(t->lane);
+	for (unsigned int i = 0; i < n; i++) {
+		if (actions[i].op != PV_ACTION_STORE)
+''', '''	for (unsigned int i = 0; i < n; i++) {
+		if (actions[i].op != PV_ACTION_STORE)
+'''), (
+        '''	if (retired)
+		pvi_retire_hand_over(s, t);
+''', '''	pvi_lane_end(t->lane);
+	if (retired)
+		pvi_retire_hand_over(s, t);
+''')]),
     # Recovery does less than it should: a kill in the right place is enough.
     'storm-recovery-stops-short': ('lane.c', 'storm', '-', [(
         'for (uint64_t k = 0; k < lane->count; k++)\n			pvi_lane_apply',

@@ -2,10 +2,15 @@
 /*
  * switch.c - two threads, one switch: A is stopped after its record k, B runs its whole operation,
  * A goes on to its end; every state from the switch on is recovered. All k are tried, each in a run
- * of its own from a fresh setup().
+ * of its own from a fresh setup(), and each twice: A is stopped as soon as the store is made, and
+ * just before it makes the next one, when all that it does in ordinary memory in between (putting
+ * into circulation what it has freed, letting go of a lock) is done.
  *
  * If B has to wait for something that A holds, that interleaving does not exist: the run is given
  * up, both threads finish untraced, and the switch counts as blocked.
+ *
+ * A thread may end as part of its operation (crash_scenario.ends): then it has finished when it is
+ * gone, and what the code under test does at the end of a thread is traced, too.
  *
  * Runs from the same setup should make the same stores up to the switch. Those that do not are
  * counted: memcpy() chooses its direction by the address of its source, for one.
@@ -35,6 +40,7 @@ struct actor {
 	_Atomic pid_t tid;
 	sem_t go, leave;
 	_Atomic bool done;
+	bool ends, gone; /* its end is part of the operation; it is joined */
 	int rc;
 };
 
@@ -42,6 +48,7 @@ struct actor {
 struct run {
 	size_t switch_at; /* records of A when it stopped */
 	size_t a_end, b_end;
+	bool a_started;	       /* before B */
 	bool a_finished_first; /* A had fewer records than asked for: the last run */
 	bool blocked;
 	uint64_t live; /* fingerprint of the live store at the end */
@@ -68,6 +75,8 @@ static void *act(void *arg)
 		;
 	if (actor->rc == 0)
 		actor->rc = actor->op->run(ct.scenario->ctx, actor->op->arg);
+	if (actor->ends)
+		return NULL;
 	atomic_store(&actor->done, true);
 	/* What the code under test does when a thread ends must not run beside the other one. */
 	while (sem_wait(&actor->leave) != 0)
@@ -82,10 +91,22 @@ static void nap(void)
 	nanosleep(&ts, NULL);
 }
 
+/* Is it through with its operation? Controlling thread only. */
+static bool actor_done(struct actor *actor)
+{
+	if (!actor->ends)
+		return atomic_load(&actor->done);
+	if (!actor->gone)
+		actor->gone = pthread_tryjoin_np(actor->thread, NULL) == 0;
+	return actor->gone;
+}
+
 static void actor_start(struct actor *actor, const struct crash_op *op)
 {
 	memset(actor, 0, sizeof(*actor));
 	actor->op = op;
+	actor->ends =
+		ct.scenario->ends & (op == &ct.scenario->ops[0] ? CRASH_A_ENDS : CRASH_B_ENDS);
 	sem_init(&actor->go, 0, 0);
 	sem_init(&actor->leave, 0, 0);
 	if (pthread_create(&actor->thread, NULL, act, actor) != 0)
@@ -99,16 +120,17 @@ static void actor_run(struct actor *actor)
 	sem_post(&actor->go);
 }
 
-static void actor_wait(const struct actor *actor)
+static void actor_wait(struct actor *actor)
 {
-	while (!atomic_load(&actor->done))
+	while (!actor_done(actor))
 		nap();
 }
 
 static bool actor_join(struct actor *actor)
 {
 	sem_post(&actor->leave);
-	pthread_join(actor->thread, NULL);
+	if (!actor->gone)
+		pthread_join(actor->thread, NULL);
 	sem_destroy(&actor->go);
 	sem_destroy(&actor->leave);
 	if (actor->rc != 0)
@@ -132,12 +154,12 @@ static bool in_futex(pid_t tid)
 }
 
 /* True if it finished, false if it waits for the other one. */
-static bool actor_finishes(const struct actor *actor)
+static bool actor_finishes(struct actor *actor)
 {
 	size_t seen = ct.log.n;
 	unsigned idle = 0, waiting = 0;
 
-	while (!atomic_load(&actor->done)) {
+	while (!actor_done(actor)) {
 		nap();
 		if (ct.log.n != seen)
 			idle = waiting = 0;
@@ -239,16 +261,18 @@ static bool same_as_before(size_t n)
 }
 
 /* Both threads are running or stopped; ends with both joined. False after a failure. */
-static bool interleave(struct actor *a, struct actor *b, size_t k, struct run *run)
+static bool interleave(struct actor *a, struct actor *b, size_t k, bool before_next,
+		       struct run *run)
 {
-	bool ok;
+	bool starts = k > 0 || before_next, ok;
 
-	if (k > 0) {
-		ct_trap_stop_at(atomic_load(&a->tid), k);
+	run->a_started = starts;
+	if (starts) {
+		ct_trap_stop_at(atomic_load(&a->tid), k, before_next);
 		actor_run(a);
-		while (!ct_trap_stopped() && !atomic_load(&a->done))
+		while (!ct_trap_stopped() && !actor_done(a))
 			nap();
-		run->a_finished_first = atomic_load(&a->done);
+		run->a_finished_first = actor_done(a);
 		run->a_end = ct.log.n;
 	}
 	run->switch_at = ct.log.n;
@@ -258,10 +282,10 @@ static bool interleave(struct actor *a, struct actor *b, size_t k, struct run *r
 		ct_trace_abandon();
 	}
 	run->b_end = ct.log.n;
-	if (k == 0)
-		actor_run(a);
-	else
+	if (starts)
 		ct_trap_resume();
+	else
+		actor_run(a);
 	actor_wait(a);
 	if (!run->a_finished_first)
 		run->a_end = ct.log.n;
@@ -270,7 +294,7 @@ static bool interleave(struct actor *a, struct actor *b, size_t k, struct run *r
 	return actor_join(b) && ok;
 }
 
-static bool traced_run(size_t k, struct ct_image *base, struct run *run)
+static bool traced_run(size_t k, bool before_next, struct ct_image *base, struct run *run)
 {
 	const struct crash_scenario *sc = ct.scenario;
 	struct actor a, b;
@@ -287,8 +311,8 @@ static bool traced_run(size_t k, struct ct_image *base, struct run *run)
 	ct.split_wide = !sc->keep_wide_stores;
 	ct_trace_begin();
 	ct_image_copy(base, &ct.shadow);
-	ok = interleave(&a, &b, k, run);
-	ct_trap_stop_at(0, 0);
+	ok = interleave(&a, &b, k, before_next, run);
+	ct_trap_stop_at(0, 0, false);
 	ct_trap_other(0);
 	if (!run->blocked)
 		ok &= ct_trace_end(true);
@@ -317,7 +341,7 @@ static bool is_legal(const struct outcomes *o, const struct run *run, size_t n, 
 		     struct judgement *j)
 {
 	bool b_started = n > run->switch_at, b_done = n >= run->b_end && b_started;
-	bool a_started = run->switch_at > 0 || n > run->b_end;
+	bool a_started = run->a_started || n > run->b_end;
 	bool a_done = n >= run->a_end && (run->a_finished_first || b_done);
 	bool neither = got == o->before && !a_done && !b_done && !j->seen_a && !j->seen_b;
 	bool only_a = got == o->a && a_started && !b_done && !j->seen_b;
@@ -358,10 +382,13 @@ static void replay_run(struct ct_walk *walk, const struct outcomes *o, const str
 		       struct ct_image *image)
 {
 	struct judgement j = {false, false};
-	size_t end = ct.log.n;
+	size_t end = run->a_end > run->b_end ? run->a_end : run->b_end;
 	bool pending = true; /* the state at the switch itself */
 	uint64_t got = 0, hash;
 
+	/* Behind that the threads end, one after the other and the same in every run. */
+	if (run->switch_at == 0)
+		end = ct.log.n;
 	for (size_t i = 0; i < run->switch_at; i++)
 		ct_image_apply(image, &ct.log.records[i]);
 	for (size_t n = run->switch_at; n <= end; n++) {
@@ -389,12 +416,36 @@ static void replay_run(struct ct_walk *walk, const struct outcomes *o, const str
 			"both returned, but the live store is in neither order");
 }
 
+/* One run and its crash states. False: enough. */
+static bool switch_at(size_t k, bool before_next, struct ct_walk *walk, struct ct_image *image,
+		      const struct outcomes *o, struct run *run)
+{
+	uint64_t began;
+
+	ct.report->at.prefix = 0;
+	ct.report->at.switch_at = (long)k;
+	if (!traced_run(k, before_next, image, run))
+		return false;
+	ct.report->switches++;
+	ct.report->at.switch_at = (long)run->switch_at;
+	if (run->blocked) {
+		ct.report->blocked++;
+		if (ct.scenario->no_block)
+			ct_fail(CRASH_FAIL_BLOCKED, "B waits for A, which was stopped");
+	} else {
+		began = ct_now_ns();
+		replay_run(walk, o, run, image);
+		ct.report->replay_ns += ct_now_ns() - began;
+	}
+	return !ct_enough();
+}
+
 void ct_switch_run(void)
 {
-	static struct ct_image image;
 	static struct ct_walk walk;
+	static struct ct_image image;
 	struct outcomes o = {0};
-	struct run run = {0};
+	struct run run = {0}, other;
 
 	if (ct.scenario->n_ops != 2)
 		ct_panic("a switch sweep needs two operations");
@@ -402,24 +453,10 @@ void ct_switch_run(void)
 	if (!find_outcomes(&o))
 		return;
 	for (size_t k = 0; !run.a_finished_first; k = run.switch_at + 1) {
-		uint64_t began;
-
-		ct.report->at.prefix = 0;
-		ct.report->at.switch_at = (long)k;
-		if (!traced_run(k, &image, &run))
+		if (!switch_at(k, false, &walk, &image, &o, &run))
 			return;
-		ct.report->switches++;
-		ct.report->at.switch_at = (long)run.switch_at;
-		if (run.blocked) {
-			ct.report->blocked++;
-			if (ct.scenario->no_block)
-				ct_fail(CRASH_FAIL_BLOCKED, "B waits for A, which was stopped");
-		} else {
-			began = ct_now_ns();
-			replay_run(&walk, &o, &run, &image);
-			ct.report->replay_ns += ct_now_ns() - began;
-		}
-		if (ct_enough())
+		if (!run.a_finished_first &&
+		    !switch_at(run.switch_at, true, &walk, &image, &o, &other))
 			return;
 	}
 	ct_walk_free(&walk);

@@ -53,6 +53,7 @@ static _Atomic pid_t step_owner;
 static struct {
 	pid_t tid;
 	size_t records;
+	bool before_next;
 	_Atomic int stopped; /* futex */
 	_Atomic int go;	     /* futex */
 	pid_t other;
@@ -127,6 +128,18 @@ static void open_page(const struct ct_map *map, uintptr_t page)
 	}
 }
 
+static void stop_point(bool before)
+{
+	if (!ct.tracing || stop.tid == 0 || ct.log.n < stop.records || my_tid() != stop.tid ||
+	    before != stop.before_next)
+		return;
+	stop.tid = 0;
+	atomic_store(&stop.stopped, 1);
+	futex_wake(&stop.stopped);
+	while (!atomic_load(&stop.go))
+		futex_wait(&stop.go, 0);
+}
+
 static void on_fault(int sig, siginfo_t *si, void *context)
 {
 	ucontext_t *uc = context;
@@ -141,6 +154,8 @@ static void on_fault(int sig, siginfo_t *si, void *context)
 		die(sig, si, uc);
 	if (atomic_load(&step_owner) != me) {
 		pid_t nobody = 0;
+
+		stop_point(true);
 
 		while (!atomic_compare_exchange_weak(&step_owner, &nobody, me)) {
 			nobody = 0;
@@ -287,23 +302,18 @@ void ct_trap_unprotect(void)
 	protect_maps(true);
 }
 
-void ct_trap_stop_at(pid_t tid, size_t records)
+void ct_trap_stop_at(pid_t tid, size_t records, bool before_next)
 {
 	stop.tid = tid;
 	stop.records = records;
+	stop.before_next = before_next;
 	atomic_store(&stop.stopped, 0);
 	atomic_store(&stop.go, 0);
 }
 
 void ct_trap_point(void)
 {
-	if (!ct.tracing || stop.tid == 0 || ct.log.n < stop.records || my_tid() != stop.tid)
-		return;
-	stop.tid = 0;
-	atomic_store(&stop.stopped, 1);
-	futex_wake(&stop.stopped);
-	while (!atomic_load(&stop.go))
-		futex_wait(&stop.go, 0);
+	stop_point(false);
 }
 
 bool ct_trap_stopped(void)
