@@ -269,6 +269,7 @@ static void retire_free(struct pv_store *s, struct pvi_retire *r)
 int pv_retire_flavor(struct pv_store *s, const struct rcu_flavor_struct *flavor)
 {
 	struct pvi_retire *r, *other = NULL;
+	pthread_mutexattr_t recursive;
 	size_t bytes = sizeof(*r) + s->nlanes * sizeof(r->queues[0]);
 	int err;
 
@@ -287,7 +288,11 @@ int pv_retire_flavor(struct pv_store *s, const struct rcu_flavor_struct *flavor)
 	*r = (struct pvi_retire){.flavor = flavor, .pid = getpid()};
 	for (uint32_t i = 0; i < s->nlanes; i++)
 		r->queues[i] = (struct retire_queue){0};
-	pthread_mutex_init(&r->reclaiming, NULL);
+	/* Whoever walks the heap may, for an object that is visited, begin another walk. */
+	pthread_mutexattr_init(&recursive);
+	pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+	pthread_mutex_init(&r->reclaiming, &recursive);
+	pthread_mutexattr_destroy(&recursive);
 	err = pvi_thread_make(s, &r->reclaimer);
 	if (!err && atomic_compare_exchange_strong(&s->retire, &other, r))
 		return 0;
