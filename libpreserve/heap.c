@@ -576,7 +576,7 @@ int pv_publish(struct pv_store *s, const struct pv_action *actions, unsigned int
 	struct pvi_thread *t = pvi_thread_find(s);
 
 #ifdef PVI_DEBUG_CHECKS
-	for (unsigned int i = 0; i < n; i++)
+	for (unsigned int i = 0; i < n && n <= PV_ACTIONS_MAX; i++)
 		if (actions[i].op == PV_ACTION_FREE || actions[i].op == PV_ACTION_RETIRE) {
 			int err = pvi_root_keep(s, actions[i].target);
 

@@ -3,6 +3,8 @@
 #include <signal.h>
 #include <sys/mman.h>
 
+#include <preserve/stats.h>
+
 #include "hostile.h"
 
 #define GUARD_BYTES 65536u
@@ -208,6 +210,24 @@ static void exercise(struct image *im, struct pv_store *s)
 	objects_free(&found);
 }
 
+/* Statistics of a damaged store are of some kind, and of a sound one right. */
+static void count(struct pv_store *s)
+{
+	struct pv_check_report r;
+	struct pv_stats *st;
+
+	assert_ok(pv_check(s, NULL, NULL, &r));
+	assert_ok(pv_stats_get(s, &st));
+	if (!r.problems) {
+		assert_int_equal(st->live_objects, r.live_objects);
+		assert_int_equal(st->live_bytes, r.live_bytes);
+		assert_int_equal(st->slabs.free, r.free_slots);
+		assert_int_equal(st->used_bytes, st->slabs.slab_bytes + st->extent_bytes +
+							 st->reserved_extent_bytes);
+	}
+	pv_stats_free(st);
+}
+
 enum outcome image_try(struct image *im)
 {
 	struct pv_check_report r;
@@ -233,7 +253,9 @@ enum outcome image_try(struct image *im)
 		return REFUSED;
 	}
 	assert_ok(pv_check(s, NULL, NULL, &r));
+	count(s);
 	exercise(im, s);
+	count(s);
 	assert_ok(pv_close(s));
 	/* Growth: back to what the image was made of. */
 	for (uint64_t t = IMAGE_MEMFDS; im->k->n > IMAGE_MEMFDS; t++)

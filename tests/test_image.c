@@ -240,6 +240,50 @@ static void pending_transaction_bits(void **state)
 	image_end(&im);
 }
 
+/* A transaction whose log went on in pages, which nobody else has had since. */
+static void long_transaction_bits(void **state)
+{
+	struct image im = image_begin(*state);
+	struct pv_store *s = store_attach(im.k, NULL);
+	const struct segment_rec *seg = image_segment(&im, 1);
+	struct lane_rec *lane = (void *)(im.now[1] + seg->lanes_off);
+	struct tx_chunk_rec chunk;
+	size_t n[OUTCOMES], all, at, end, chunks;
+	int token = 1;
+	void *p;
+
+	assert_ok(pv_tx_begin(s));
+	assert_ok(pv_tx_alloc(s, store_bytes_type(s, "bytes"), 3000, &p));
+	assert_ok(pv_tx_add(s, p, 600));
+	assert_ok(pv_tx_add(s, p, 2000));
+	assert_ok(pv_tx_add(s, p, 40));
+	assert_int_equal(lane->tx >> PV_TX_CHUNK_SHIFT & 63, 1);
+	end = lane->tx >> PV_TX_END_SHIFT;
+	chunk = lane->chunks[1];
+	while (token + 1 < IMAGE_MEMFDS && chunk.off >= image_segment(&im, token + 1)->window_off)
+		token++;
+	at = chunk.off - image_segment(&im, token)->window_off;
+	image_keep(&im);
+	assert_ok(pv_close(s));
+	image_restore(&im);
+	chunks = seg->lanes_off + offsetof(struct lane_rec, chunks);
+	for (int round = 0; round < 2; round++) {
+		/* Where the first piece ends, and where the second is. */
+		all = image_flip_range(&im, 1, chunks + offsetof(struct tx_chunk_rec, used), 8, n);
+		assert_true(n[REFUSED] > all / 2);
+		all = image_flip_range(&im, 1, chunks + sizeof(chunk), 16, n);
+		assert_true(n[REFUSED] > all / 2);
+		/* Heads and ends of what it holds: one range that is long, one that is short. */
+		image_flip_range(&im, token, at, 32, n);
+		image_flip_range(&im, token, at + end - 80, 80, n);
+		print_message("chunk: %zu refused, %zu silent\n", n[REFUSED], n[SILENT]);
+		assert_true(n[REFUSED] > 100);
+		lane->tx ^= PV_TX_ACTIVE ^ PV_TX_COMMITTED;
+		image_keep(&im);
+	}
+	image_end(&im);
+}
+
 static void random_garbage(void **state)
 {
 	struct image im = image_begin(*state);
@@ -303,6 +347,7 @@ int main(void)
 		with_keeper(page_map_bits),	  with_keeper(damaged_and_filled_up),
 		with_keeper(slab_bits),		  with_keeper(lane_bits),
 		with_keeper(pending_intent_bits), with_keeper(pending_transaction_bits),
+		with_keeper(long_transaction_bits),
 		with_keeper(random_garbage),	  with_keeper(zeroed_pages),
 	};
 

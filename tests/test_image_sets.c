@@ -2,6 +2,8 @@
 /* Hostile images: memfds of another size, store or time, and readers of damaged ones. */
 #include <sys/mman.h>
 
+#include <preserve/stats.h>
+
 #include "hostile.h"
 
 /* Each descriptor replaced by a memfd of other size or seals with the same contents. */
@@ -116,6 +118,7 @@ static void reader_of_damaged_images(void **state)
 	for (int i = 0; i < 1000; i++) {
 		int token = 1 + (int)random_below(&seed, IMAGE_MEMFDS - 1);
 		struct pv_check_report r;
+		struct pv_stats *st;
 		struct pv_store *s;
 
 		snprintf(image_case, sizeof(image_case), "case %d: token %d", i, token);
@@ -127,6 +130,8 @@ static void reader_of_damaged_images(void **state)
 		if (store_try(k, NULL, PV_RDONLY, &s) == 0) {
 			opened++;
 			assert_ok(pv_check(s, NULL, NULL, &r));
+			assert_ok(pv_stats_get(s, &st));
+			pv_stats_free(st);
 			objects_live(&found, s, 0);
 			for (size_t n = 0; n < im.live.n; n++)
 				pv_usable_bytes(s, im.live.v[n].p);

@@ -22,6 +22,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <preserve/stats.h>
 #include <preserve/tx.h>
 
 #include "fuzz.h"
@@ -372,10 +373,15 @@ static int touch(void *ctx, void *object, size_t bytes, pv_type_t type)
 static void look(struct pv_store *s)
 {
 	struct pv_check_report report;
+	struct pv_stats *stats;
 	unsigned int sum = 0;
 	struct pv_info info;
 
 	pv_check(s, listen, NULL, &report);
+	must(pv_stats_get(s, &stats) == 0, "pv_stats_get");
+	must(report.problems || stats->live_objects == report.live_objects,
+	     "pv_stats_get() and pv_check() count differently");
+	pv_stats_free(stats);
 	pv_iterate(s, 0, touch, &sum);
 	pv_info_get(s, &info);
 }
