@@ -1,42 +1,55 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Random histories of one thread against a plain model: which object each cell of a table names,
- * what is in it, and what is only reserved. Every few steps the store is checked and its live
- * objects are compared with the model's; every few hundred it is closed, or left as a crash leaves
- * it, and opened again, when what was reserved has to be free and nothing may have leaked.
+ * which roots there are, what is in them, and what is only reserved. After each step the store is
+ * checked and its live objects are compared with the model's, every few dozen to the byte, with the
+ * statistics; every few hundred it is closed, or left as a crash leaves it, and opened again, when
+ * what was reserved has to be free and nothing may have leaked. Grace periods of what is retired
+ * end when a step says so.
  *
  * PV_TEST_SEED=n repeats or varies a run.
  */
-#include "support.h"
+#include <urcu/call-rcu.h>
+#include <urcu/flavor.h>
 
-#define NCELLS	     300
-#define RESERVED_MAX 40
-#define TYPES	     3
+#include "model.h"
 
-struct table {
-	void *cells[NCELLS];
+/* ---- a flavour of RCU without readers ---- */
+
+static struct {
+	struct rcu_head *head;
+	void (*func)(struct rcu_head *head);
+} calls[256];
+static unsigned int ncalls;
+
+static void call_later(struct rcu_head *head, void (*func)(struct rcu_head *head))
+{
+	assert_in_range(ncalls, 0, sizeof(calls) / sizeof(calls[0]) - 1);
+	calls[ncalls].head = head;
+	calls[ncalls++].func = func;
+}
+
+static void call_now(void)
+{
+	unsigned int n = ncalls;
+
+	ncalls = 0;
+	for (unsigned int i = 0; i < n; i++)
+		calls[i].func(calls[i].head);
+}
+
+static int no_reader(void)
+{
+	return 0;
+}
+
+static const struct rcu_flavor_struct no_readers = {
+	.update_call_rcu = call_later,
+	.barrier = call_now,
+	.read_ongoing = no_reader,
 };
 
-struct thing {
-	void *p;
-	size_t bytes;
-	pv_type_t type;
-	uint64_t seed; /* of its contents; 0: zero bytes */
-};
-
-struct model {
-	struct keeper *k;
-	struct pv_options o;
-	struct pv_store *s;
-	struct table *table;
-	pv_type_t types[TYPES];
-	pv_type_t table_type;
-	uint64_t random;
-	struct thing cells[NCELLS]; /* p NULL: the cell is empty */
-	struct thing reserved[RESERVED_MAX];
-	size_t nreserved;
-	size_t full; /* -ENOSPC seen */
-};
+/* ---- the model ---- */
 
 static void model_open(struct model *m)
 {
@@ -51,6 +64,7 @@ static void model_open(struct model *m)
 	m->table_type = store_bytes_type(m->s, "table");
 	assert_ok(pv_root(m->s, "table", m->table_type, sizeof(struct table), &root, NULL));
 	m->table = root;
+	assert_ok(pv_retire_flavor(m->s, &no_readers));
 }
 
 static bool thing_holds(const struct thing *t)
@@ -63,34 +77,96 @@ static bool thing_holds(const struct thing *t)
 	return true;
 }
 
-/* The store is sound, and what is live is what the model says, to the byte. */
-static void compare(struct model *m)
+/* What has to be live, by address. */
+static struct objects wanted(struct model *m)
 {
-	struct objects want = {0}, live = {0};
-	struct pv_check_report r = store_sound(m->s);
+	struct objects want = {0};
 
 	objects_add(&want, m->table, pv_usable_bytes(m->s, m->table), m->table_type);
-	for (int i = 0; i < NCELLS; i++) {
-		const struct thing *t = &m->cells[i];
+	for (int i = 0; i < NCELLS + ROOTS; i++) {
+		const struct thing *t = i < NCELLS ? &m->cells[i] : &m->roots[i - NCELLS];
+		size_t usable;
 
-		assert_ptr_equal(m->table->cells[i], t->p);
+		if (i < NCELLS)
+			assert_ptr_equal(m->table->cells[i], t->p);
 		if (!t->p)
 			continue;
-		assert_true(pv_usable_bytes(m->s, t->p) >= t->bytes);
-		objects_add(&want, t->p, pv_usable_bytes(m->s, t->p), t->type);
-		assert_true(thing_holds(t));
+		usable = pv_usable_bytes(m->s, t->p);
+		assert_true(usable >= t->bytes);
+		objects_add(&want, t->p, usable, t->type);
 	}
-	for (size_t i = 0; i < m->nreserved; i++)
-		assert_true(thing_holds(&m->reserved[i]));
 	objects_sort(&want);
+	return want;
+}
+
+/* The store is sound, and what is live is what the model says. */
+static void compare(struct model *m)
+{
+	struct objects want = wanted(m), live = {0};
+	struct pv_check_report r = store_sound(m->s);
+
 	objects_live(&live, m->s, 0);
 	assert_true(objects_same(&live, &want));
 	assert_int_equal(r.live_objects, want.n);
+	assert_in_range(r.retired_objects, 0, m->nretired);
+	assert_int_equal(r.intents + r.transactions, 0);
 	objects_free(&want);
 	objects_free(&live);
 }
 
-static size_t random_size(struct model *m)
+static void compare_type(struct model *m, pv_type_t type, const struct objects *all,
+			 const struct pv_stats *stats)
+{
+	const struct pv_stats_type *t = &stats->types[type - 1];
+	struct objects want = {0}, live = {0};
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < all->n; i++) {
+		if (all->v[i].type != type)
+			continue;
+		objects_add(&want, all->v[i].p, all->v[i].bytes, type);
+		bytes += all->v[i].bytes;
+	}
+	objects_live(&live, m->s, type);
+	assert_true(objects_same(&live, &want));
+	assert_int_equal(t->type, type);
+	assert_int_equal(t->live_objects, want.n);
+	assert_int_equal(t->live_bytes, bytes);
+	objects_free(&want);
+	objects_free(&live);
+}
+
+/* And to the byte, by type, and in the statistics. */
+static void compare_all(struct model *m)
+{
+	struct objects want = wanted(m);
+	struct pv_stats *stats = NULL;
+	struct pv_info info = store_info(m->s);
+
+	compare(m);
+	for (int i = 0; i < NCELLS; i++)
+		assert_true(!m->cells[i].p || thing_holds(&m->cells[i]));
+	for (int i = 0; i < ROOTS; i++)
+		assert_true(!m->roots[i].p || thing_holds(&m->roots[i]));
+	for (size_t i = 0; i < m->nreserved; i++)
+		assert_true(thing_holds(&m->reserved[i]));
+	assert_ok(pv_stats_get(m->s, &stats));
+	assert_int_equal(stats->live_objects, want.n);
+	assert_int_equal(stats->bytes, info.bytes);
+	assert_int_equal(stats->slabs.reserved + stats->reserved_extents, m->nreserved);
+	assert_int_equal(stats->slabs.slab_bytes,
+			 stats->slabs.live_bytes + stats->slabs.busy_bytes +
+				 stats->slabs.free_bytes + stats->slabs.metadata_bytes);
+	assert_int_equal(stats->used_bytes, stats->slabs.slab_bytes + stats->extent_bytes +
+						    stats->reserved_extent_bytes +
+						    stats->retired_extent_bytes);
+	for (uint32_t i = 0; i < stats->ntypes; i++)
+		compare_type(m, i + 1, &want, stats);
+	pv_stats_free(stats);
+	objects_free(&want);
+}
+
+size_t model_size(struct model *m)
 {
 	uint64_t *r = &m->random;
 
@@ -105,24 +181,34 @@ static size_t random_size(struct model *m)
 	}
 }
 
-static void reserve_one(struct model *m)
+struct thing model_thing(struct model *m)
 {
-	struct thing *t = &m->reserved[m->nreserved];
-	int err;
-
-	if (m->nreserved == RESERVED_MAX)
-		return;
-	*t = (struct thing){
-		.bytes = random_size(m),
+	return (struct thing){
+		.bytes = model_size(m),
 		.type = m->types[random_below(&m->random, TYPES)],
 		.seed = random_next(&m->random) | 1,
 	};
-	err = pv_reserve(m->s, t->type, t->bytes, &t->p);
+}
+
+int model_room(struct model *m, int err)
+{
 	if (err == -ENOSPC && m->o.limit_bytes) {
 		m->full++;
-		return;
+		return err;
 	}
 	assert_ok(err);
+	return 0;
+}
+
+static void reserve_one(struct model *m)
+{
+	struct thing *t = &m->reserved[m->nreserved];
+
+	if (m->nreserved == RESERVED_MAX)
+		return;
+	*t = model_thing(m);
+	if (model_room(m, pv_reserve(m->s, t->type, t->bytes, &t->p)))
+		return;
 	pattern_fill(t->p, t->bytes, t->seed);
 	m->nreserved++;
 }
@@ -140,6 +226,15 @@ static void cancel_one(struct model *m)
 {
 	if (m->nreserved)
 		assert_ok(pv_cancel(m->s, take_reserved(m).p));
+}
+
+/* By a free, or after a grace period. */
+static struct pv_action free_action(struct model *m, void *p)
+{
+	if (random_below(&m->random, 4))
+		return PV_FREE(p);
+	m->nretired++;
+	return PV_RETIRE(p);
 }
 
 /* One intent about several cells, each of them once. */
@@ -161,12 +256,12 @@ static void publish_some(struct model *m)
 			a[n++] = PV_LIVE(t->p);
 			a[n++] = PV_STORE(cell, (uintptr_t)t->p);
 			if (old.p)
-				a[n++] = PV_FREE(old.p);
+				a[n++] = free_action(m, old.p);
 			break;
 		case 1: /* unlink */
 			if (!old.p)
 				continue;
-			a[n++] = PV_FREE(old.p);
+			a[n++] = free_action(m, old.p);
 			a[n++] = PV_STORE(cell, 0);
 			*t = (struct thing){0};
 			break;
@@ -188,22 +283,53 @@ static void simple_form(struct model *m)
 {
 	int i = (int)random_below(&m->random, NCELLS);
 	struct thing *t = &m->cells[i];
-	size_t bytes = random_size(m);
+	size_t bytes = model_size(m);
 	pv_type_t type = m->types[random_below(&m->random, TYPES)];
-	int err;
 
 	if (t->p) {
 		assert_ok(pv_free(m->s, &m->table->cells[i]));
 		*t = (struct thing){0};
 		return;
 	}
-	err = pv_alloc(m->s, type, bytes, &m->table->cells[i]);
-	if (err == -ENOSPC && m->o.limit_bytes) {
-		m->full++;
+	if (model_room(m, pv_alloc(m->s, type, bytes, &m->table->cells[i])))
+		return;
+	*t = (struct thing){.p = m->table->cells[i], .bytes = bytes, .type = type};
+}
+
+/* Made, or found as it was. What is in it is changed by a transaction. */
+static void find_root(struct model *m)
+{
+	int i = (int)random_below(&m->random, ROOTS);
+	struct thing *t = &m->roots[i];
+	size_t bytes = t->p ? t->bytes : 1 + random_below(&m->random, i ? 300 : 20000);
+	pv_type_t type = t->p ? t->type : m->types[random_below(&m->random, TYPES)];
+	bool created = false;
+	char name[8];
+	void *p = NULL;
+
+	snprintf(name, sizeof(name), "root%d", i);
+	if (model_room(m, pv_root(m->s, name, type, bytes, &p, &created)))
+		return;
+	assert_int_equal(created, !t->p);
+	if (created)
+		*t = (struct thing){.p = p, .bytes = bytes, .type = type};
+	assert_ptr_equal(p, t->p);
+	assert_ok(pv_tx_begin(m->s));
+	if (!model_room(m, pv_tx_add(m->s, p, bytes))) {
+		t->seed = random_next(&m->random) | 1;
+		pattern_fill(p, bytes, t->seed);
+	}
+	assert_ok(pv_tx_commit(m->s));
+}
+
+static void grace_period(struct model *m)
+{
+	if (random_below(&m->random, 2)) {
+		call_now(); /* of what has been handed over */
 		return;
 	}
-	assert_ok(err);
-	*t = (struct thing){.p = m->table->cells[i], .bytes = bytes, .type = type};
+	assert_ok(pv_retire_wait(m->s));
+	m->nretired = 0;
 }
 
 /* What has to be refused, with nothing changed. */
@@ -236,25 +362,31 @@ static void step(struct model *m)
 {
 	uint64_t what = random_below(&m->random, 100);
 
-	if (what < 35)
+	if (what < 30)
 		reserve_one(m);
-	else if (what < 40)
+	else if (what < 35)
 		cancel_one(m);
-	else if (what < 80)
+	else if (what < 67)
 		publish_some(m);
-	else if (what < 97)
+	else if (what < 82)
 		simple_form(m);
+	else if (what < 92)
+		model_tx(m);
+	else if (what < 94)
+		find_root(m);
+	else if (what < 97)
+		grace_period(m);
 	else
 		mistake(m);
 }
 
-static void reattach(struct model *m, bool crash)
+void model_reattach(struct model *m, bool crash)
 {
 	if (crash)
 		keeper_crash(m->k, &m->s);
 	else
 		assert_ok(pv_close(m->s));
-	m->nreserved = 0;
+	m->nreserved = m->nretired = 0;
 	model_open(m);
 	assert_int_equal(store_sound(m->s).reserved_objects, 0);
 }
@@ -272,13 +404,17 @@ static void history(struct keeper *k, struct pv_options o, uint64_t seed, int st
 		steps /= 4;
 	for (int i = 1; i <= steps; i++) {
 		step(m);
+		compare(m);
 		if (i % 40 == 0)
-			compare(m);
+			compare_all(m);
 		if (i % 350 == 0) {
-			reattach(m, random_below(&m->random, 2));
-			compare(m);
+			model_reattach(m, random_below(&m->random, 2));
+			compare_all(m);
 		}
 	}
+	assert_true(m->committed && m->undone);
+	if (!o.limit_bytes)
+		assert_in_range(store_info(m->s).segments, 3, 100);
 	if (o.limit_bytes)
 		assert_true(m->full > 0); /* or the limit is not what this run is about */
 	/* Everything goes, and nothing is left. */
@@ -286,9 +422,9 @@ static void history(struct keeper *k, struct pv_options o, uint64_t seed, int st
 		if (m->cells[i].p)
 			assert_ok(pv_free(m->s, &m->table->cells[i]));
 	memset(m->cells, 0, sizeof(m->cells));
-	compare(m);
-	reattach(m, true);
-	compare(m);
+	compare_all(m);
+	model_reattach(m, true);
+	compare_all(m);
 	assert_ok(pv_destroy(m->s));
 	free(m);
 }
@@ -298,7 +434,7 @@ static void small_pages(void **state)
 	struct pv_options o = small_options(*state);
 
 	o.window_bytes = 1 << 26;
-	history(*state, o, random_seed_from_env("small_pages"), 14000);
+	history(*state, o, random_seed_from_env("small_pages"), 7000);
 }
 
 static void large_pages(void **state)
@@ -308,7 +444,7 @@ static void large_pages(void **state)
 	o.window_bytes = 1 << 28;
 	o.segment_bytes = 1 << 20;
 	o.page_bytes = 16384;
-	history(*state, o, random_seed_from_env("large_pages") + 1, 10000);
+	history(*state, o, random_seed_from_env("large_pages") + 1, 6000);
 }
 
 /* So little room that a good part of the reservations fail. */
@@ -317,7 +453,7 @@ static void nearly_full(void **state)
 	struct pv_options o = small_options(*state);
 
 	o.limit_bytes = 1 << 20;
-	history(*state, o, random_seed_from_env("nearly_full") + 2, 14000);
+	history(*state, o, random_seed_from_env("nearly_full") + 2, 7000);
 }
 
 int main(void)
