@@ -453,6 +453,7 @@ int pv_stats_get(struct pv_store *s, struct pv_stats **out)
 	st->public.metadata_bytes = s->index.rec->bytes;
 	st->public.backed_bytes = backed_bytes(s->index.fd);
 	st->public.page_bytes = 1ull << s->page_shift;
+	st->public.available_bytes = pvi_memory_room();
 	st->public.limit_bytes = s->limit_bytes;
 	st->public.window_bytes = s->window_bytes;
 	count_threads(s, st);

@@ -6,6 +6,8 @@
  */
 #include <sys/stat.h>
 
+#include <preserve/stats.h>
+
 #include "internal.h"
 #include "support.h"
 
@@ -192,6 +194,7 @@ static void memory_ends_and_comes_back(void **state)
 	struct pv_store *s;
 	struct cells *cells;
 	struct pv_info before;
+	struct pv_stats *st;
 	pv_type_t type;
 	size_t n = 0;
 	void *p, *large;
@@ -208,6 +211,10 @@ static void memory_ends_and_comes_back(void **state)
 	put_meminfo(1024 * MIB, 20 * MIB, 0); /* less than the reserve */
 	pvi_memory_root(dir);
 	before = store_info(s);
+	assert_ok(pv_stats_get(s, &st));
+	assert_int_equal(st->available_bytes, 0);
+	assert_true(st->largest_bytes > 100 * MIB); /* which says nothing of memory */
+	pv_stats_free(st);
 	/* What has its memory is handed out: the rest of the slab. Nothing more. */
 	while (pv_reserve(s, type, 3000, &p) == 0 && n < CELLS - 1) {
 		assert_ok(pv_publish(
