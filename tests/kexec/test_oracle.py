@@ -530,8 +530,10 @@ class Small(Case):
                 [ORACLE, *command, "--unix", self.socket, "--log", str(self.log)],
                 stderr=theirs, stdout=subprocess.DEVNULL, check=True,
             )
-            text = os.read(ours, 65536).decode()
-            lines = text.split("\r")
+            text = b""
+            while not text.endswith(b"\n"):  # a terminal may be late with what was written
+                text += os.read(ours, 65536)
+            lines = text.decode().split("\r")
             self.assertGreater(len(lines), 3)
             self.assertEqual(len({len(line.rstrip()) for line in lines if line.strip()}), 1, lines)
         os.close(ours)
