@@ -287,7 +287,7 @@ int pv_retire_flavor(struct pv_store *s, const struct rcu_flavor_struct *flavor)
 		return pvi_fail(-ENOMEM, "no memory for %u lanes' retired objects", s->nlanes);
 	*r = (struct pvi_retire){.flavor = flavor, .pid = getpid()};
 	for (uint32_t i = 0; i < s->nlanes; i++)
-		r->queues[i] = (struct retire_queue){0};
+		r->queues[i] = (struct retire_queue){.open = NULL};
 	/* Whoever walks the heap may, for an object that is visited, begin another walk. */
 	pthread_mutexattr_init(&recursive);
 	pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
