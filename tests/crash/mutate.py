@@ -139,6 +139,10 @@ int pvi_segment_grow''')]),
     # A thread that ends does not abort its transaction.
     'storm-tx-left-open': ('thread.c', 'storm', '-', [(
         '		pvi_tx_leave(s, pvi_tls[i].thread);\n', '')]),
+    # What is retired does not wait for readers.
+    'storm-no-grace-period': ('retire.c', 'storm', '-', [(
+        '			r->flavor->update_call_rcu(&b->head, grace_period_over);\n',
+        '			grace_period_over(&b->head);\n')]),
     # A thread that ends gives its slots back without the lock.
     'storm-exit-without-lock': ('thread.c', 'storm', '-', [(
         """	pthread_mutex_lock(&s->heap_lock);

@@ -251,6 +251,9 @@ void storm_check(struct storm_store *st, struct storm_log *log, struct storm_fou
 	struct pv_check_report report;
 
 	*found = (struct storm_found){0};
+	if (pv_lock_try(st->s, &st->table->map_lock) ||
+	    pv_lock_release(st->s, &st->table->map_lock))
+		wrong(&c, "the map's lock: %s", pv_last_error());
 	for (unsigned int i = 0; i < STORM_ROOTS; i++)
 		look_at_root(&c, i);
 	if (pv_check(st->s, tell, &c, &report) || report.problems) {

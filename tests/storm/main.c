@@ -24,7 +24,7 @@ static struct {
 	uint64_t stores;
 	uint64_t before_store, before_work; /* kills before there was a store, or threads in it */
 	uint64_t in_recovery;
-	uint64_t acknowledged, foreign, threads;
+	uint64_t acknowledged, foreign, threads, retired, read;
 	uint64_t pending, made;
 	uint64_t recovered;
 	uint64_t joined; /* segments that had not come into the index */
@@ -43,9 +43,10 @@ static void finish(bool failed)
 	       " in recovery\n",
 	       storm.kills, storm.seed, storm.before_store, storm.before_work, storm.in_recovery);
 	printf("storm: %" PRIu64 " stores of up to %" PRIu64 " KiB, %" PRIu64 " threads, %" PRIu64
-	       " changes acknowledged, %" PRIu64 " of another thread's objects\n",
+	       " changes acknowledged, %" PRIu64 " of another thread's objects; %" PRIu64
+	       " retired, %" PRIu64 " read meanwhile\n",
 	       storm.stores, storm.largest_bytes >> 10, storm.threads, storm.acknowledged,
-	       storm.foreign);
+	       storm.foreign, storm.retired, storm.read);
 	printf("storm: %" PRIu64 " changes under way, %" PRIu64 " of them in effect; %" PRIu64
 	       " intents and transactions recovered, %" PRIu64 " segments dropped\n",
 	       storm.pending, storm.made, storm.recovered, storm.joined);
@@ -74,7 +75,7 @@ static struct storm_plan new_store(void)
 	struct storm_plan plan = {
 		.segment_bytes = segments[storm_below(&storm.random, 5)],
 		.page_bytes = 4096,
-		.lanes = STORM_THREADS + 1 + (uint32_t)storm_below(&storm.random, 3),
+		.lanes = STORM_THREADS + 2 + (uint32_t)storm_below(&storm.random, 3),
 	};
 
 	if (plan.segment_bytes == 1 << 20 && storm_below(&storm.random, 2))
@@ -103,8 +104,8 @@ static void choose_death(struct storm_plan *plan)
 		plan->timer_ns = 1 + (uint32_t)storm_below(r, 500000);
 	} else if (how < 16) {
 		plan->timer_ns = 1 + (uint32_t)storm_below(r, 2000000);
-	} else if (how < 17) {
-		plan->timer_ns = 1 + (uint32_t)storm_below(r, 8000000);
+	} else if (how < 17) { /* grace periods take their time */
+		plan->timer_ns = 1 + (uint32_t)storm_below(r, 40000000);
 	} else {
 		plan->timer_ns = 500000000;
 		plan->ops = 1 + (uint32_t)storm_below(r, 1000);
@@ -204,6 +205,8 @@ static void run(void)
 		check(&plan);
 		storm.acknowledged += atomic_exchange(&storm_log->acknowledged, 0);
 		storm.foreign += atomic_exchange(&storm_log->foreign, 0);
+		storm.retired += atomic_exchange(&storm_log->retired, 0);
+		storm.read += atomic_exchange(&storm_log->read, 0);
 		if (storm.kills / 1000 != (storm.kills - 1) / 1000)
 			fprintf(stderr, "storm: %" PRIu64 " of %" PRIu64 " kills\n", storm.kills,
 				storm.want);

@@ -7,6 +7,8 @@
 #include <pthread.h>
 #include <string.h>
 
+#include <preserve/retire.h>
+
 #include "storm.h"
 
 static _Atomic bool busy[STORM_PLACES];
@@ -20,9 +22,6 @@ static struct {
 	} objects[24];
 	unsigned int n;
 } passed = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-/* Whoever changes the map has all of its keys to itself. */
-static pthread_mutex_t map_lock = PTHREAD_MUTEX_INITIALIZER;
 
 bool storm_take(unsigned int place)
 {
@@ -90,18 +89,22 @@ struct storm_object *storm_reserve(struct storm_thread *t, uint64_t *value)
 /* ---- cells ---- */
 
 /* `object` (NULL: none) to a cell, in the place of what is there. */
-static unsigned int put_actions(struct storm_cell *cell, struct storm_object *object,
-				uint64_t value, bool even, struct pv_action *a)
+static unsigned int put_actions(struct storm_thread *t, unsigned int place,
+				struct storm_object *object, uint64_t value, struct pv_action *a)
 {
+	struct storm_cell *cell = &t->st->table->cells[place];
+	bool retire = place >= STORM_SHARED || storm_below(&t->random, 8) == 0;
 	unsigned int n = 0;
 
 	if (object)
 		a[n++] = PV_LIVE(object);
 	a[n++] = PV_STORE(&cell->object, (uintptr_t)object);
-	if (even)
+	if (place % 2 == 0)
 		a[n++] = PV_STORE(&cell->word, value);
+	if (cell->object && retire)
+		atomic_fetch_add_explicit(&t->log->retired, 1, memory_order_relaxed);
 	if (cell->object)
-		a[n++] = PV_FREE(cell->object);
+		a[n++] = retire ? PV_RETIRE(cell->object) : PV_FREE(cell->object);
 	return n;
 }
 
@@ -121,9 +124,8 @@ static void publish(struct storm_thread *t, struct storm_group *g, const struct 
 static void put_cell(struct storm_thread *t, struct storm_group *g, unsigned int place,
 		     struct storm_object *object, uint64_t value)
 {
-	struct storm_cell *cell = &t->st->table->cells[place];
 	struct pv_action a[4];
-	unsigned int n = put_actions(cell, object, value, place % 2 == 0, a);
+	unsigned int n = put_actions(t, place, object, value, a);
 
 	count_foreign(t, t->log->values[place]);
 	count_foreign(t, value);
@@ -159,7 +161,7 @@ void storm_op_cell(struct storm_thread *t, struct storm_group *g)
 
 	if (!storm_take(place))
 		return;
-	if (place % 2 && storm_below(&t->random, 4) == 0) {
+	if (place % 2 && place < STORM_SHARED && storm_below(&t->random, 4) == 0) {
 		simple_form(t, g, place);
 	} else if (cell->object && storm_below(&t->random, 5) < 2) {
 		put_cell(t, g, place, NULL, 0);
@@ -209,7 +211,7 @@ static void batch_put(struct storm_thread *t, struct batch *b, unsigned int plac
 	if (!object)
 		value = 0;
 	count_foreign(t, t->log->values[place]);
-	b->n += put_actions(cell, object, value, place % 2 == 0, &b->actions[b->n]);
+	b->n += put_actions(t, place, object, value, &b->actions[b->n]);
 	storm_change(t->log, &t->groups[0], place, value);
 }
 
@@ -225,7 +227,8 @@ static void several_cells(struct storm_thread *t)
 			b.places[b.nplaces++] = place;
 	}
 	for (unsigned int i = 0; i < b.nplaces; i++) {
-		if (i + 1 < b.nplaces && storm_below(&t->random, 4) == 0) {
+		if (i + 1 < b.nplaces && b.places[i] < STORM_SHARED &&
+		    b.places[i + 1] < STORM_SHARED && storm_below(&t->random, 4) == 0) {
 			batch_swap(t, &b, b.places[i], b.places[i + 1]);
 			i++;
 		} else {
@@ -401,7 +404,7 @@ static int several_steps(struct storm_thread *t, struct pv_map_change *c, uint64
 		if (!object)
 			return -ENOSPC;
 	}
-	n = put_actions(cell, object, value, place % 2 == 0, a);
+	n = put_actions(t, place, object, value, a);
 	for (unsigned int i = 0; !rc && i < n; i++)
 		rc = pv_map_change_add(c, a[i]);
 	storm_change(t->log, &t->groups[0], place, value);
@@ -447,7 +450,7 @@ static void map_op(struct storm_thread *t)
 {
 	uint64_t key = storm_below(&t->random, STORM_KEYS), what = storm_below(&t->random, 100);
 
-	pthread_mutex_lock(&map_lock);
+	storm_ok(t, "pv_lock_take", pv_lock_take(t->st->s, &t->st->table->map_lock));
 	if (what < 50)
 		map_put(t, key);
 	else if (what < 80)
@@ -458,7 +461,7 @@ static void map_op(struct storm_thread *t)
 		pv_map_tidy(t->st->map, 2);
 	else
 		map_clear(t);
-	pthread_mutex_unlock(&map_lock);
+	storm_ok(t, "pv_lock_release", pv_lock_release(t->st->s, &t->st->table->map_lock));
 }
 
 void storm_op(struct storm_thread *t)
@@ -475,6 +478,8 @@ void storm_op(struct storm_thread *t)
 		take_over(t);
 	else if (what < 71)
 		burst(t);
+	else if (what < 72 && storm_below(&t->random, 8) == 0)
+		storm_ok(t, "pv_retire_wait", pv_retire_wait(t->st->s));
 	else if (what < 72)
 		root(t);
 	else if (what < 86)

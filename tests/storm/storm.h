@@ -6,6 +6,7 @@
  *	main.c		the driver: starts workers, kills them, checks, counts
  *	work.c		the worker process: threads that come and go
  *	ops.c, tx.c	what the threads do
+ *	read.c		a reader without locks
  *	log.c		the log, and what an object of the storm looks like
  *	check.c		the store after a kill, against the log
  *	keep.c		descriptors: a worker hands them to the driver as it would to a holder
@@ -27,11 +28,13 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include <preserve/lock.h>
 #include <preserve/map.h>
 #include <preserve/preserve.h>
 
 enum {
 	STORM_CELLS = 160,
+	STORM_SHARED = 128, /* cells from here on are read without a lock: see storm_read() */
 	STORM_KEYS = 300,
 	STORM_ROOTS = 8,
 	STORM_KEY0 = STORM_CELLS, /* places: cells, then keys, then roots */
@@ -68,6 +71,8 @@ struct storm_cell {
 };
 
 struct storm_table {
+	struct pv_lock map_lock; /* whoever changes the map has all of its keys to itself */
+	uint64_t reserved;
 	struct storm_cell cells[STORM_CELLS];
 };
 
@@ -101,7 +106,9 @@ struct storm_log {
 	_Atomic uint64_t acknowledged; /* changes */
 	_Atomic uint64_t foreign; /* objects freed or published by another thread than their own */
 	_Atomic uint64_t threads; /* that began */
-	char failure[600];	  /* of a worker */
+	_Atomic uint64_t retired;
+	_Atomic uint64_t read; /* objects, under the eyes of those who retire them */
+	char failure[600];     /* of a worker */
 };
 
 /** How a worker lives. */
@@ -216,6 +223,17 @@ bool storm_leave_open(struct storm_thread *t, unsigned int *place);
 struct storm_object *storm_reserve(struct storm_thread *t, uint64_t *value);
 uint64_t storm_new_value(struct storm_thread *t, size_t bytes);
 size_t storm_size(struct storm_thread *t);
+
+/* ---- read.c ---- */
+
+/** Have what is retired wait for the reader. 0 or a negative errno. */
+int storm_read_init(struct storm_store *st);
+/**
+ * A thread: looks at the objects of the shared cells under the protection of RCU alone. These must
+ * be whole as long as it looks. So the objects of these cells are retired, not freed; they are not
+ * rewritten in place, and do not move to other cells.
+ */
+void *storm_read(void *thread);
 
 /* ---- check.c ---- */
 

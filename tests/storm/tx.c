@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include <preserve/retire.h>
 #include <preserve/tx.h>
 
 #include "storm.h"
@@ -23,7 +24,7 @@ static void plan_cells(struct storm_thread *t, struct plan *p)
 
 	p->n = 0;
 	for (unsigned int i = 0; i < want; i++) {
-		unsigned int place = (unsigned int)storm_below(&t->random, STORM_CELLS);
+		unsigned int place = (unsigned int)storm_below(&t->random, STORM_SHARED);
 
 		if (storm_take(place))
 			p->places[p->n++] = place;
@@ -67,6 +68,13 @@ static bool set_cell(struct storm_thread *t, unsigned int place, struct storm_ob
 	return true;
 }
 
+static bool drop(struct storm_thread *t, struct storm_object *old)
+{
+	if (storm_below(&t->random, 4))
+		return storm_ok(t, "pv_tx_free", pv_tx_free(t->st->s, old));
+	return storm_ok(t, "pv_tx_retire", pv_tx_retire(t->st->s, old));
+}
+
 static bool change_cell(struct storm_thread *t, unsigned int place, uint64_t before, uint64_t after)
 {
 	struct storm_object *old = t->st->table->cells[place].object, *fresh;
@@ -78,7 +86,7 @@ static bool change_cell(struct storm_thread *t, unsigned int place, uint64_t bef
 		storm_fill(old, STORM_CELL_KEY, after);
 		return set_cell(t, place, old, after);
 	}
-	if (old && !storm_ok(t, "pv_tx_free", pv_tx_free(t->st->s, old)))
+	if (old && !drop(t, old))
 		return false;
 	if (!after)
 		return set_cell(t, place, NULL, 0);
@@ -164,7 +172,7 @@ void storm_op_tx(struct storm_thread *t)
 
 bool storm_leave_open(struct storm_thread *t, unsigned int *place)
 {
-	*place = (unsigned int)storm_below(&t->random, STORM_CELLS);
+	*place = (unsigned int)storm_below(&t->random, STORM_SHARED);
 	if (!storm_take(*place))
 		return false;
 	if (begin(t))

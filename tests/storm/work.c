@@ -169,8 +169,8 @@ static void start_thread(struct storm_thread *t, pthread_t *thread)
 static void run_threads(struct storm_store *st, const struct storm_plan *plan,
 			struct storm_log *log)
 {
-	static struct storm_thread threads[STORM_THREADS];
-	static pthread_t ids[STORM_THREADS];
+	static struct storm_thread threads[STORM_THREADS], reader;
+	static pthread_t ids[STORM_THREADS], id;
 
 	sem_init(&ended, 0, 0);
 	for (unsigned int i = 0; i < plan->threads; i++) {
@@ -181,6 +181,9 @@ static void run_threads(struct storm_store *st, const struct storm_plan *plan,
 						   .number = i};
 		start_thread(&threads[i], &ids[i]);
 	}
+	reader = (struct storm_thread){.st = st, .log = log, .random = plan->seed};
+	if (pthread_create(&id, NULL, storm_read, &reader))
+		storm_fail(log, "no thread for a reader");
 	for (;;) {
 		while (sem_wait(&ended))
 			;
@@ -216,6 +219,8 @@ void storm_work(struct storm_keeper *k, const struct storm_plan *plan, struct st
 	if (plan->from_start)
 		arm_timer(log, plan->timer_ns);
 	err = storm_open(&st, k, plan, log);
+	if (!err)
+		err = storm_read_init(&st);
 	if (err)
 		storm_fail(log, "opening the store: %d: %s", err, pv_last_error());
 	if (!plan->from_start)
