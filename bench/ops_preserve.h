@@ -71,28 +71,21 @@ static inline void *ops_new(size_t bytes, uint64_t value)
 
 static inline void ops_put(bench_slot *slot, size_t bytes, uint64_t value)
 {
-	void *object = ops_new(bytes, value);
-	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(slot, (uintptr_t)object)};
-
-	ops_check(pv_publish(ops_store, actions, 2), "pv_publish");
+	ops_check(pv_link(ops_store, ops_new(bytes, value), slot), "pv_link");
 }
 
 static inline void ops_replace(bench_slot *slot, size_t bytes, uint64_t value)
 {
 	void *old = (void *)(uintptr_t)*slot;
-	void *object = ops_new(bytes, value);
-	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(slot, (uintptr_t)object),
-				      PV_FREE(old)};
 
-	ops_check(pv_publish(ops_store, actions, 3), "pv_publish");
+	ops_check(pv_replace(ops_store, ops_new(bytes, value), slot, old), "pv_replace");
 }
 
 static inline void ops_drop(bench_slot *slot)
 {
 	void *old = (void *)(uintptr_t)*slot;
-	struct pv_action actions[] = {PV_STORE(slot, 0), PV_FREE(old)};
 
-	ops_check(pv_publish(ops_store, actions, 2), "pv_publish");
+	ops_check(pv_unlink(ops_store, slot, 0, old), "pv_unlink");
 }
 
 static inline uint64_t *ops_object(const bench_slot *slot)

@@ -26,6 +26,10 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+/* since 6.1 */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 /*
  * Where windows may lie. A default process has nothing between these two: the heap and the
@@ -174,6 +178,11 @@ void pvi_arena_unmap(void *addr, uint64_t bytes)
 	mmap(addr, bytes, PROT_NONE,
 	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 	madvise(addr, bytes, MADV_DONTFORK);
+}
+
+bool pvi_arena_collapse(uint8_t *at)
+{
+	return madvise(at, PVI_HUGE_BYTES, MADV_COLLAPSE) == 0;
 }
 
 int pvi_arena_commit(int fd, uint8_t *segment, uint64_t off, uint64_t bytes)

@@ -26,6 +26,12 @@ int pvi_arena_map(void *addr, uint64_t bytes, int fd, bool readonly);
 void pvi_arena_unmap(void *addr, uint64_t bytes);
 /** Obtain the memory of a range now, so that no later store to it can fail. */
 int pvi_arena_commit(int fd, uint8_t *segment, uint64_t off, uint64_t bytes);
+/**
+ * Make one huge page of PVI_HUGE_BYTES at an address aligned to that: fewer TLB misses, and much less
+ * for the kernel to do when it preserves the memory. Takes memory, keeps the contents. Works whatever
+ * the system's policy for shmem is, short of `deny`. False: it is as it was, which is no harm.
+ */
+bool pvi_arena_collapse(uint8_t *at);
 
 /* ---- memory.c: what the machine has left ---- */
 
@@ -189,23 +195,84 @@ bool pvi_page_run_sound(const struct pv_store *s, const struct pvi_segment *seg,
 int pvi_page_load(struct pv_store *s, struct pvi_segment *seg);
 /** Free what pvi_page_load() made. */
 void pvi_page_unload(struct pvi_segment *seg);
-/** Find, mark taken and commit n contiguous pages, growing the store if need be. */
-int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **seg, uint32_t *page);
+/** Find, mark taken and commit n contiguous pages from a multiple of `align` pages on, growing the store
+ *  if need be. */
+int pvi_page_alloc(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **seg,
+		   uint32_t *page);
+/** Take n pages from `page` on, if they are free; false: they are not, or there is no memory. */
+bool pvi_page_take_at(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
 /** Mark pages free again (volatile; the page map is the caller's). */
 void pvi_page_free(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
 /** Write the page map of a fresh segment: header pages META, the others FREE. */
 void pvi_page_format(struct pvi_segment *seg);
 
+/**
+ * Number of the slot that begins this far into a slab, by the reciprocal of the slots' size; *start:
+ * does one begin there? x / d and x % d == 0 as one multiplication: with r = ceil(2^64 / d), the upper
+ * half of x * r is the quotient, and the lower half is below r just if there is no remainder, for all
+ * x and d below 2^32 (Lemire, Kaser, Kurz: Faster Remainder by Direct Computation, 2019).
+ */
+static inline uint32_t pvi_page_slot(uint64_t in, uint64_t reciprocal, bool *start)
+{
+	unsigned __int128 product = (unsigned __int128) in * reciprocal;
+
+	if (start)
+		*start = (uint64_t) product < reciprocal;
+	return (uint32_t) (product >> 64);
+}
+
+/* ---- backing.c (heap_lock) ---- */
+
+/** Obtain the memory of pages, and perhaps of some around them. */
+int pvi_backing_commit(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
+/** Give back the memory of free pages; `all`: also of short runs and of what this process has not used.
+ *  False: the kernel refuses. */
+bool pvi_backing_punch(struct pv_store *s, struct pvi_segment *seg, bool all);
+/** Memory that the segments have. */
+uint64_t pvi_backing_bytes(const struct pv_store *s);
+/** The same for all segments if much lies idle. */
+void pvi_backing_release(struct pv_store *s);
+
+static inline bool pvi_bits_get(const uint64_t *bits, uint32_t i)
+{
+	return bits[i / 64] >> (i % 64) & 1;
+}
+static inline void pvi_bits_set(uint64_t *bits, uint32_t from, uint32_t n, bool on)
+{
+	for (uint32_t i = from; i < from + n; i++) {
+		uint64_t bit = 1ull << (i % 64);
+
+		if (on)
+			bits[i / 64] |= bit;
+		else
+			bits[i / 64] &= ~bit;
+	}
+}
+static inline uint32_t pvi_bits_count(const uint64_t *bits, uint32_t from, uint32_t n)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = from; i < from + n; i++)
+		count += pvi_bits_get(bits, i);
+	return count;
+}
+
 /* ---- slab.c (heap_lock unless said otherwise) ---- */
 
 /** The bin of a type and class, made on first use. NULL: no memory. */
 struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class);
-/** Take up to `want` slots for a magazine; 0 slots is an error. */
+/** Take some slots for an empty magazine; none is an error. */
 int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class,
-		    struct pvi_magazine *m, uint32_t want);
-/** Give the oldest `count` slots of a magazine back to their slabs. */
-void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m,
-		    uint32_t count);
+		    struct pvi_magazine *m);
+/** Give held slots of one bin back to their slabs: FREE. */
+void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slots, uint32_t count);
+/**
+ * Warm up to so many cold slabs of any bin, and make free pages of those that are empty. Goes on where
+ * the last call stopped. True: there were some.
+ */
+bool pvi_slab_reclaim_cold(struct pv_store *s, struct pvi_thread *t, uint32_t warms);
+/** Make pages of all slabs of a bin that have no other slots than FREE ones. */
+void pvi_slab_release_empty(struct pv_store *s, struct pvi_thread *t, struct pvi_bin *bin);
 /** Validate and tidy the slab whose head is at `page`, if that has not been done. */
 int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
 /** Is the slab_rec of this head page what the page map says? Any lock. */
@@ -222,6 +289,21 @@ static inline uint8_t *pvi_slab_bytes(const struct pv_store *s, const struct pvi
 	       sizeof(struct slab_rec);
 }
 
+/* ---- depot.c ---- */
+
+void pvi_depot_init(struct pvi_bin *bin);
+/** Free the bins of a type, and what is in their depots. */
+void pvi_depot_free(struct pvi_bin *bins);
+/** Leave the oldest `count` slots of a magazine, at most half of one; false: no memory to note them. */
+bool pvi_depot_give(struct pvi_magazine *m, uint32_t count);
+/** Fill an empty magazine; false: the depot has none. */
+bool pvi_depot_take(const struct pv_store *s, struct pvi_magazine *m);
+/** Leave everything that a thread has. heap_lock. */
+void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t);
+/** Empty all depots and the thread's magazines into the slabs, and make free pages of the slabs that
+ *  are empty. heap_lock. */
+void pvi_depot_drain(struct pv_store *s, struct pvi_thread *t);
+
 /* ---- heap.c ---- */
 
 /** The action that makes a reserved object live, for an intent of the caller's own... */
@@ -237,6 +319,16 @@ void pvi_heap_apply(struct pv_store *s, const struct pv_action *a, const struct 
 		    const struct pvi_object *o);
 void pvi_heap_settle(struct pv_store *s, struct pvi_thread *t, const struct pv_action *a,
 		     const struct pvi_object *o);
+/** Reserve an object as an extent. */
+int pvi_heap_reserve_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t align_pages,
+			    void **out);
+/** Reserve an extent that begins at a multiple of so many pages; the type is registered. */
+int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t align_pages,
+		    void **out);
+/** What is known of a live object; -EINVAL with a message if it is none. */
+int pvi_heap_find_live(struct pv_store *s, const void *p, struct pvi_object *o);
+/** May an intent store to this word? */
+int pvi_heap_word(struct pv_store *s, const void *p);
 /** Hold pages that stay FREE in the page map; pv_cancel() gives them back. */
 int pvi_heap_hold(struct pv_store *s, size_t bytes, void **out);
 /** Is [off, off + bytes) within pages of objects of one segment? */
@@ -288,6 +380,8 @@ struct pvi_tls_entry {
 	struct pvi_thread *thread;
 };
 extern _Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
+/** The one of the store that the thread used last. */
+extern _Thread_local struct pvi_tls_entry pvi_tls_last;
 
 /** Enter the store into the process's table: sets slot and serial. */
 int pvi_thread_store_open(struct pv_store *s);
@@ -309,12 +403,24 @@ static inline uint32_t pvi_bin_number(uint32_t type, uint32_t class)
 	return type << PV_PAGE_CLASS_BITS | class;
 }
 
+static inline uint32_t pvi_bin_type(uint32_t bin)
+{
+	return bin >> PV_PAGE_CLASS_BITS;
+}
+static inline uint32_t pvi_bin_class(uint32_t bin)
+{
+	return bin & ((1u << PV_PAGE_CLASS_BITS) - 1);
+}
+
 /** The calling thread's state, NULL if it has none yet. */
 static inline struct pvi_thread *pvi_thread_find(const struct pv_store *s)
 {
-	const struct pvi_tls_entry *e = &pvi_tls[s->slot];
-
-	return pvi_likely(e->serial == s->serial) ? e->thread : NULL;
+	if (pvi_unlikely(pvi_tls_last.serial != s->serial)) {
+		if (pvi_tls[s->slot].serial != s->serial)
+			return NULL;
+		pvi_tls_last = pvi_tls[s->slot];
+	}
+	return pvi_tls_last.thread;
 }
 /** The same, made if need be. */
 static inline int pvi_thread_get(struct pv_store *s, struct pvi_thread **out)
@@ -331,6 +437,8 @@ int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64
 void pvi_segment_abandon(struct pv_store *s, uint32_t number);
 /** Let lookups find it. */
 void pvi_segment_publish(struct pv_store *s, uint32_t number);
+/** No lookup finds the last segment any more. */
+void pvi_segment_withdraw(struct pv_store *s, uint32_t number);
 /** Check a descriptor against the index and map it. The descriptor is the segment's on success. */
 int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd);
 /** Add a segment that has room for at least this many contiguous pages. heap_lock. */
@@ -352,6 +460,15 @@ static inline struct pvi_segment *pvi_store_segment(const struct pv_store *s, ui
 static inline struct pvi_page *pvi_store_page(const struct pv_store *s, uint64_t off)
 {
 	return &s->pages[off >> s->page_shift];
+}
+
+/** The slot byte of a slot of a warm slab. */
+static inline uint8_t *pvi_page_byte(const struct pv_store *s, const void *slot)
+{
+	const struct pvi_page *page = pvi_store_page(s, (uintptr_t) slot - s->base);
+
+	return page->bytes +
+	       pvi_page_slot((uint64_t) ((const uint8_t *) slot - page->slab), page->reciprocal, NULL);
 }
 
 /** Is it a name that may stand in an index, a socket's path and a session's name? */

@@ -57,8 +57,11 @@ void pvi_lane_apply(struct pv_store *s, const struct action_rec *a)
 	struct pvi_segment *seg;
 
 	switch (op_of(a)) {
-	case PV_DO_SLOT:
-		__atomic_store_n(p, (uint8_t) a->value, __ATOMIC_RELEASE);
+	case PV_DO_LIVE:
+		__atomic_store_n(p, PV_SLOT_LIVE, __ATOMIC_RELEASE);
+		break;
+	case PV_DO_FREE:
+		__atomic_store_n(p, PV_SLOT_FREE, __ATOMIC_RELEASE);
 		break;
 	case PV_DO_WORD:
 		__atomic_store_n((uint64_t *) (void *) p, a->value, __ATOMIC_RELEASE);
@@ -85,14 +88,12 @@ void pvi_lane_run(struct pv_store *s, struct lane_rec *lane, unsigned int n)
 /* ---- recovery ---- */
 
 static bool slot_action_sound(const struct pv_store *s, const struct pvi_segment *seg,
-			      uint64_t seg_off, uint64_t value)
+			      uint64_t seg_off)
 {
 	uint32_t page = (uint32_t) (seg_off >> s->page_shift);
 	uint64_t rec = pvi_rec_load(seg->map, page), head_rec, bytes_off;
 	uint32_t head;
 
-	if (value != PV_SLOT_LIVE && value != PV_SLOT_FREE)
-		return false;
 	if (pvi_page_kind(rec) != PV_PAGE_SLAB || pvi_rec_back(rec) > page)
 		return false;
 	head = page - pvi_rec_back(rec);
@@ -135,8 +136,9 @@ bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 		return false;
 	off -= seg->off;
 	switch (op_of(a)) {
-	case PV_DO_SLOT:
-		return slot_action_sound(s, seg, off, a->value);
+	case PV_DO_LIVE:
+	case PV_DO_FREE:
+		return slot_action_sound(s, seg, off);
 	case PV_DO_WORD:
 		return off % 8 == 0;
 	case PV_DO_PAGES:

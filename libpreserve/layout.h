@@ -170,10 +170,11 @@ struct action_rec {
 	uint64_t value;
 };
 
-#define PV_DO_SLOT  1u /* the slot byte at `where` := value */
+#define PV_DO_LIVE  1u /* the slot byte at `where` := LIVE; value: not used */
 #define PV_DO_WORD  2u /* the word at `where` := value */
 #define PV_DO_PAGES 3u /* page map from the page at `where` on := value (SLAB, EXTENT or FREE) */
 #define PV_DO_FLIP  4u /* index_rec.commit := the word for generation `value` */
+#define PV_DO_FREE  5u /* the slot byte at `where` := FREE; value: not used */
 
 #define PV_DO_OP_SHIFT 56
 #define PV_DO_OFF_MASK ((1ull << PV_DO_OP_SHIFT) - 1)

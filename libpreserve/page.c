@@ -6,7 +6,6 @@
  *
  * Everything here runs under heap_lock.
  */
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +14,9 @@
 
 /* Where memory is at its end, a search for pages that have theirs may fail, but not take long. */
 #define BACKED_LOOKS 256u
+
+/* Cold slabs that are looked at before the store grows. */
+#define COLD_RECLAIM 4096u
 
 uint32_t pvi_page_span(const struct pv_store *s, uint64_t rec)
 {
@@ -71,29 +73,14 @@ void pvi_page_format(struct pvi_segment *seg)
 		seg->map[i] = PV_PAGE_OTHER | PV_OTHER_META << PV_OTHER_SUB_SHIFT;
 }
 
-static bool taken(const struct pvi_segment *seg, uint32_t page)
-{
-	return seg->taken[page / 64] >> (page % 64) & 1;
-}
-
-static void set_taken(struct pvi_segment *seg, uint32_t page, uint32_t n, bool on)
-{
-	for (uint32_t i = page; i < page + n; i++) {
-		uint64_t bit = 1ull << (i % 64);
-
-		if (on)
-			seg->taken[i / 64] |= bit;
-		else
-			seg->taken[i / 64] &= ~bit;
-	}
-}
-
 void pvi_page_unload(struct pvi_segment *seg)
 {
 	free(seg->taken);
+	free(seg->committed);
 	free(seg->cold);
 	free(seg->slabs);
 	seg->taken = NULL;
+	seg->committed = NULL;
 	seg->cold = NULL;
 	seg->slabs = NULL;
 	seg->loaded = false;
@@ -104,15 +91,17 @@ int pvi_page_load(struct pv_store *s, struct pvi_segment *seg)
 	if (seg->loaded)
 		return 0;
 	seg->taken = calloc((seg->npages + 63) / 64, 8);
+	seg->committed = calloc((seg->npages + 63) / 64, 8);
 	seg->cold = calloc((seg->npages + 63) / 64, 8);
 	seg->slabs = calloc(seg->npages, sizeof(*seg->slabs));
-	if (!seg->taken || !seg->cold || !seg->slabs) {
+	if (!seg->taken || !seg->committed || !seg->cold || !seg->slabs) {
 		pvi_page_unload(seg);
 		return pvi_fail(-ENOMEM, "segment %u: no memory for its descriptors", seg->number);
 	}
 	seg->loaded = true;
 	seg->free_pages = seg->npages - seg->first_page;
-	set_taken(seg, 0, seg->first_page, true);
+	pvi_bits_set(seg->taken, 0, seg->first_page, true);
+	pvi_bits_set(seg->committed, 0, seg->first_page, true);
 	for (uint32_t i = seg->first_page, n; i < seg->npages; i += n) {
 		uint64_t rec = pvi_rec_load(seg->map, i);
 
@@ -127,66 +116,134 @@ int pvi_page_load(struct pv_store *s, struct pvi_segment *seg)
 			else
 				seg->slabs[i].state = PVI_EXTENT_LIVE;
 		}
-		set_taken(seg, i, n, true);
+		pvi_bits_set(seg->taken, i, n, true);
 		seg->free_pages -= n;
 	}
 	s->used_pages += seg->npages - seg->free_pages;
 	seg->cursor = seg->first_page;
+	seg->no_run = UINT32_MAX;
 	return 0;
 }
 
-/* First run of n free pages in [from, to), or `to`. */
-static uint32_t find_run(const struct pvi_segment *seg, uint32_t from, uint32_t to, uint32_t n)
+/* First run of n free pages in [from, to) that begins at a multiple of `align` pages, or `to`. */
+static uint32_t find_run(const struct pvi_segment *seg, uint32_t from, uint32_t to, uint32_t n,
+			 uint32_t align)
 {
-	uint32_t run = 0;
+	uint32_t start = (from + align - 1) / align * align;
 
-	for (uint32_t i = from; i < to; i++) {
+	for (uint32_t i = start; i < to;) {
 		if (i % 64 == 0 && seg->taken[i / 64] == ~0ull) {
-			run = 0;
-			i += 63;
-			continue;
+			i += 64;
+			start = (i + align - 1) / align * align;
+		} else if (pvi_bits_get(seg->taken, i)) {
+			i++;
+			start = (i + align - 1) / align * align;
+		} else if (++i - start == n) {
+			return start;
 		}
-		run = taken(seg, i) ? 0 : run + 1;
-		if (run == n)
-			return i + 1 - n;
+		if (i < start)
+			i = start;
 	}
 	return to;
 }
 
 static void take(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n)
 {
-	set_taken(seg, page, n, true);
+	pvi_bits_set(seg->taken, page, n, true);
 	seg->free_pages -= n;
-	seg->cursor = page + n;
 	s->used_pages += n;
+	s->idle_pages -= pvi_bits_count(seg->committed, page, n);
+	if (page == seg->cursor)
+		seg->cursor = page + n;
 }
 
-static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
+/*
+ * First fit, from the first page that may be free: pages that had been in use, and so have memory, come
+ * before those that were never touched, and the segment's end, and the last segments, become empty.
+ */
+static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t align,
+		     uint32_t *page)
 {
 	uint32_t at;
 
-	if (seg->free_pages < n)
+	if (seg->free_pages < n || n >= seg->no_run)
 		return false;
-	/* Next fit: what lies before the cursor was full when it was passed. */
-	at = find_run(seg, seg->cursor, seg->npages, n);
+	at = find_run(seg, seg->cursor, seg->npages, n, align);
 	if (at == seg->npages) {
-		at = find_run(seg, seg->first_page, seg->npages, n);
-		if (at == seg->npages)
-			return false;
+		if (align == 1)
+			seg->no_run = n;
+		return false;
 	}
 	take(s, seg, at, n);
 	*page = at;
 	return true;
 }
 
+/* n contiguous pages of the segments that there are. 0, -ENOSPC without a message, or an error. */
+static int find_pages(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **out,
+		      uint32_t *page)
+{
+	/* Those looked at already; then the others. */
+	for (int loaded = 1; loaded >= 0; loaded--) {
+		for (uint32_t i = 0; i < s->nsegments; i++) {
+			int err;
+
+			*out = &s->segments[i];
+			if ((*out)->loaded != loaded)
+				continue;
+			err = pvi_page_load(s, *out);
+			if (err)
+				return err;
+			if (take_run(s, *out, n, align, page))
+				return 0;
+		}
+	}
+	return -ENOSPC;
+}
+
+/* Make free pages of what depots and an earlier process hold back. */
+static void reclaim(struct pv_store *s, uint32_t cold_slabs)
+{
+	struct pvi_thread *t = pvi_thread_find(s); /* it takes a lane */
+
+	if (!t)
+		return;
+	pvi_depot_drain(s, t);
+	pvi_slab_reclaim_cold(s, t, cold_slabs);
+}
+
+/*
+ * The same, with whatever it takes, the cheapest first: what depots hold back, and slabs that an
+ * earlier process left empty, as many as can be looked at in about a millisecond; a new segment; all
+ * such slabs.
+ */
+static int obtain_pages(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **out,
+			uint32_t *page)
+{
+	int err = find_pages(s, n, align, out, page), grown;
+
+	if (err != -ENOSPC)
+		return err;
+	reclaim(s, COLD_RECLAIM);
+	err = find_pages(s, n, align, out, page);
+	if (err != -ENOSPC)
+		return err;
+	grown = pvi_segment_grow(s, n + align - 1);
+	if (grown)
+		reclaim(s, UINT32_MAX);
+	err = find_pages(s, n, align, out, page);
+	return err == -ENOSPC ? grown : err;
+}
+
 /* Memory is at its end: a run whose pages have theirs, because they were in use before. */
-static bool take_backed_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
+static bool take_backed_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t align,
+			    uint32_t *page)
 {
 	uint64_t bytes = (uint64_t) n << s->page_shift;
-	uint32_t at = seg->first_page;
+	uint32_t at = seg->cursor;
 
-	for (unsigned int looks = BACKED_LOOKS; looks; looks--, at += n) {
-		at = find_run(seg, at, seg->npages, n);
+	for (unsigned int looks = BACKED_LOOKS; looks; looks--, at += align) {
+		at = find_run(seg, at, seg->npages, n, align);
 		if (at == seg->npages)
 			return false;
 		if (pvi_memory_backed(seg->addr + ((uint64_t) at << s->page_shift), bytes)) {
@@ -198,60 +255,48 @@ static bool take_backed_run(struct pv_store *s, struct pvi_segment *seg, uint32_
 	return false;
 }
 
-/* A run of n pages of this segment, with memory behind them: 1; 0: there is none. */
-static int alloc_in(struct pv_store *s, struct pvi_segment *seg, uint32_t n, uint32_t *page)
+int pvi_page_alloc(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **out,
+		   uint32_t *page)
 {
-	uint32_t cursor = seg->cursor;
-	int err = 0;
+	int err = obtain_pages(s, n, align, out, page);
 
-	if (!take_run(s, seg, n, page))
-		return 0;
-	for (bool again = false;; again = true) {
-		err = pvi_arena_commit(seg->fd, seg->addr, (uint64_t) *page << s->page_shift,
-				       (uint64_t) n << s->page_shift);
-		if (!err)
-			return 1;
-		pvi_page_free(s, seg, *page, n);
-		seg->cursor = cursor;
-		if (again || !take_backed_run(s, seg, n, page))
-			return err;
-	}
-}
-
-int pvi_page_alloc(struct pv_store *s, uint32_t n, struct pvi_segment **out, uint32_t *page)
-{
-	int got = 0, err = 0;
-
-	/* Those looked at already, the newest first; then one more; then a new one. Where memory is at
-	 * its end another segment may have pages that still have theirs; a new one has none. */
-	for (int looked_at = 1; looked_at >= 0; looked_at--) {
-		for (uint32_t i = s->nsegments; i-- > 0 && got != 1;) {
-			struct pvi_segment *seg = *out = &s->segments[i];
-
-			if (seg->loaded != looked_at)
-				continue;
-			got = pvi_page_load(s, seg);
-			if (!got)
-				got = alloc_in(s, seg, n, page);
-			err = got < 0 ? got : err;
-		}
-	}
-	if (got == 1 || err)
-		return got == 1 ? 0 : err;
-	err = pvi_segment_grow(s, n);
 	if (err)
 		return err;
-	*out = &s->segments[s->nsegments - 1];
-	got = alloc_in(s, *out, n, page);
-	assert(got);
-	return got == 1 ? 0 : got;
+	err = pvi_backing_commit(s, *out, *page, n);
+	if (!err)
+		return 0;
+	pvi_page_free(s, *out, *page, n);
+	reclaim(s, COLD_RECLAIM);
+	for (uint32_t i = 0; i < s->nsegments; i++) {
+		*out = &s->segments[i];
+		if (!(*out)->loaded || !take_backed_run(s, *out, n, align, page))
+			continue;
+		if (pvi_backing_commit(s, *out, *page, n) == 0)
+			return 0;
+		pvi_page_free(s, *out, *page, n);
+	}
+	return err;
+}
+
+bool pvi_page_take_at(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n)
+{
+	if (n > seg->npages - page || find_run(seg, page, page + n, n, 1) != page)
+		return false;
+	take(s, seg, page, n);
+	if (pvi_backing_commit(s, seg, page, n) == 0)
+		return true;
+	pvi_page_free(s, seg, page, n);
+	return false;
 }
 
 void pvi_page_free(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n)
 {
-	set_taken(seg, page, n, false);
+	pvi_bits_set(seg->taken, page, n, false);
 	seg->free_pages += n;
+	seg->no_run = UINT32_MAX;
 	s->used_pages -= n;
+	s->idle_pages += pvi_bits_count(seg->committed, page, n);
 	if (page < seg->cursor)
 		seg->cursor = page;
+	pvi_backing_release(s);
 }

@@ -37,7 +37,13 @@
 
 struct retire_queue;
 
-/* Retired objects. `slots` are those of extents, too: with no byte. */
+struct retired {
+	void *object;
+	uint8_t *byte; /* NULL: an extent */
+};
+
+#define BLOCK_OBJECTS 128u
+
 struct block {
 	struct rcu_head head; /* of the first block of a batch */
 	struct block *next;
@@ -45,7 +51,8 @@ struct block {
 	struct retire_queue *queue;
 	/* liburcu orders the hand-over by instructions that compilers and sanitizers know nothing of. */
 	_Atomic bool handed_over;
-	struct pvi_magazine slots;
+	uint32_t n;
+	struct retired objects[BLOCK_OBJECTS];
 };
 
 struct retire_queue {
@@ -84,26 +91,26 @@ static void reclaim_extent(struct pv_store *s, const void *object)
 	pvi_page_free(s, seg, page, d->nfree);
 }
 
-static void reclaim(struct pv_store *s, struct pvi_retire *r, struct pvi_magazine *m)
+static void reclaim(struct pv_store *s, struct pvi_retire *r, const struct block *b)
 {
-	uint32_t n = m->n;
+	void *slots[BLOCK_OBJECTS];
+	uint32_t n = 0;
 
-	m->n = 0;
 	pthread_mutex_lock(&r->reclaiming);
 	pthread_mutex_lock(&s->heap_lock);
-	for (uint32_t i = 0; i < n; i++) {
-		struct pvi_held held = m->slots[i];
+	for (uint32_t i = 0; i < b->n; i++) {
+		const struct retired *o = &b->objects[i];
 
-		if (held.byte) {
-			pvi_debug_check(__atomic_load_n(held.byte, __ATOMIC_RELAXED) ==
+		if (o->byte) {
+			pvi_debug_check(__atomic_load_n(o->byte, __ATOMIC_RELAXED) ==
 					PV_SLOT_RETIRED);
-			__atomic_store_n(held.byte, PV_SLOT_HELD, __ATOMIC_RELAXED);
-			m->slots[m->n++] = held;
+			__atomic_store_n(o->byte, PV_SLOT_HELD, __ATOMIC_RELAXED);
+			slots[n++] = o->object;
 		} else {
-			reclaim_extent(s, held.object);
+			reclaim_extent(s, o->object);
 		}
 	}
-	pvi_slab_flush(s, r->reclaimer, m, m->n);
+	pvi_slab_return(s, r->reclaimer, slots, n);
 	pthread_mutex_unlock(&s->heap_lock);
 	pthread_mutex_unlock(&r->reclaiming);
 }
@@ -142,7 +149,7 @@ static void grace_period_over(struct rcu_head *head)
 	while (b) {
 		struct block *next = b->next;
 
-		reclaim(s, r, &b->slots);
+		reclaim(s, r, b);
 		free(b);
 		b = next;
 	}
@@ -162,7 +169,7 @@ static bool add_spare(struct pv_store *s, struct retire_queue *q)
 		return false;
 	b->store = s;
 	b->queue = q;
-	b->slots.n = 0;
+	b->n = 0;
 	b->next = q->spare;
 	atomic_init(&b->handed_over, false);
 	q->spare = b;
@@ -184,10 +191,10 @@ int pvi_retire_room(struct pv_store *s, struct pvi_thread *t, uint32_t n)
 	uint64_t room;
 
 	q->open = atomic_exchange(&q->pending, NULL);
-	room = q->open ? PVI_MAGAZINE_SLOTS - q->open->slots.n : 0;
+	room = q->open ? BLOCK_OBJECTS - q->open->n : 0;
 	for (struct block *b = q->spare; b && room < n; b = b->next)
-		room += PVI_MAGAZINE_SLOTS;
-	for (; room < n; room += PVI_MAGAZINE_SLOTS) {
+		room += BLOCK_OBJECTS;
+	for (; room < n; room += BLOCK_OBJECTS) {
 		if (add_spare(s, q))
 			continue;
 		if (q->open)
@@ -202,13 +209,13 @@ void pvi_retire_note(struct pv_store *s, struct pvi_thread *t, void *object, uin
 	struct retire_queue *q = &retire_of(s)->queues[t->lane_number];
 	struct block *b = q->open;
 
-	if (pvi_unlikely(!b || b->slots.n == PVI_MAGAZINE_SLOTS)) {
+	if (pvi_unlikely(!b || b->n == BLOCK_OBJECTS)) {
 		b = q->spare;
 		q->spare = b->next;
 		b->next = q->open;
 		q->open = b;
 	}
-	b->slots.slots[b->slots.n++] = (struct pvi_held){object, byte};
+	b->objects[b->n++] = (struct retired){object, byte};
 }
 
 void pvi_retire_hand_over(struct pv_store *s, struct pvi_thread *t)

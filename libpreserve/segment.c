@@ -63,10 +63,10 @@ static struct segment_rec describe(const struct pv_store *s, uint32_t number, ui
 	return rec;
 }
 
-static void enter(struct pv_store *s, struct pvi_segment *seg)
+static void enter(struct pv_store *s, const struct pvi_segment *at, struct pvi_segment *seg)
 {
-	for (uint64_t at = seg->off; at < seg->off + seg->bytes; at += 1ull << s->granule_shift)
-		atomic_store_explicit(&s->segment_of[at >> s->granule_shift], seg,
+	for (uint64_t off = at->off; off < at->off + at->bytes; off += 1ull << s->granule_shift)
+		atomic_store_explicit(&s->segment_of[off >> s->granule_shift], seg,
 				      memory_order_release);
 }
 
@@ -142,8 +142,12 @@ void pvi_segment_abandon(struct pv_store *s, uint32_t number)
 {
 	struct pvi_segment *seg = &s->segments[number];
 
-	if (seg->loaded)
+	if (seg->loaded) {
 		s->used_pages -= seg->npages - seg->free_pages;
+		for (uint32_t i = 0; i < seg->npages; i++)
+			s->idle_pages -= pvi_bits_get(seg->committed, i) &&
+					 !pvi_bits_get(seg->taken, i);
+	}
 	pvi_page_unload(seg);
 	pvi_arena_unmap(seg->addr, seg->bytes);
 	close(seg->fd);
@@ -152,8 +156,15 @@ void pvi_segment_abandon(struct pv_store *s, uint32_t number)
 
 void pvi_segment_publish(struct pv_store *s, uint32_t number)
 {
-	enter(s, &s->segments[number]);
+	enter(s, &s->segments[number], &s->segments[number]);
 	atomic_store_explicit(&s->nsegments, number + 1, memory_order_release);
+}
+
+void pvi_segment_withdraw(struct pv_store *s, uint32_t number)
+{
+	atomic_store_explicit(&s->nsegments, number, memory_order_release);
+	enter(s, &s->segments[number], NULL);
+	__atomic_fetch_add(&s->generation, 1, __ATOMIC_RELAXED);
 }
 
 int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)

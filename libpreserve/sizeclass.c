@@ -79,7 +79,7 @@ static void init_grid(struct pvi_class *c, uint32_t page, uint32_t npages_min)
 void pvi_class_init(struct pv_store *s)
 {
 	uint32_t page = 1u << s->page_shift;
-	uint32_t npages_min = page >= 16384 ? 4 : 1;
+	uint32_t npages_min = 1;
 
 	s->nclasses = 0;
 	for (uint32_t i = 0; i < PVI_CLASSES && class_bytes(i) <= 8 * page; i++) {
@@ -92,11 +92,14 @@ void pvi_class_init(struct pv_store *s)
 			init_grid(c, page, npages_min);
 		else
 			init_tail(c, page, npages_min);
-		c->reciprocal = (uint32_t) ((1ull << 32) / c->slot_bytes + 1);
+		c->reciprocal = UINT64_MAX / c->slot_bytes + 1;
 		by_bytes = 65536 / c->slot_bytes;
 		c->magazine = (uint16_t) (by_bytes > PVI_MAGAZINE_SLOTS ? PVI_MAGAZINE_SLOTS
 					  : by_bytes < 4		? 4
 									: by_bytes);
 		s->nclasses++;
 	}
+	s->class_of[0] = PVI_NO_CLASS;
+	for (uint32_t i = 1; i < PVI_CLASS_TABLE; i++)
+		s->class_of[i] = (uint8_t) pvi_class_of(i * 16);
 }

@@ -49,8 +49,11 @@ struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class)
 {
 	struct pvi_type *t = &s->index.types[type];
 
-	if (!t->bins)
+	if (!t->bins) {
 		t->bins = calloc(PVI_CLASSES, sizeof(*t->bins));
+		for (uint32_t i = 0; t->bins && i < PVI_CLASSES; i++)
+			pvi_depot_init(&t->bins[i]);
+	}
 	return t->bins ? &t->bins[class] : NULL;
 }
 
@@ -158,7 +161,6 @@ static void describe_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t
 	for (uint32_t i = 0; i < c->npages; i++, p++) {
 		p->bytes = pvi_slab_bytes(s, seg, page, rec);
 		__atomic_store_n(&p->reciprocal, c->reciprocal, __ATOMIC_RELAXED);
-		__atomic_store_n(&p->slot_bytes, c->slot_bytes, __ATOMIC_RELAXED);
 		__atomic_store_n(&p->grid_bytes, c->nslots * c->slot_bytes, __ATOMIC_RELAXED);
 		p->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
 		__atomic_store_n(&p->slab, (uint8_t *) s->base + off, __ATOMIC_RELEASE);
@@ -179,7 +181,7 @@ static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, 
 
 	if (!bin)
 		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", type);
-	err = pvi_page_alloc(s, c->npages, &seg, &page);
+	err = pvi_page_alloc(s, c->npages, 1, &seg, &page);
 	if (err)
 		return err;
 	off = seg->off + ((uint64_t) page << s->page_shift);
@@ -213,6 +215,7 @@ static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bi
 	for (uint32_t i = 0; i < c->npages; i++)
 		__atomic_store_n(&pvi_store_page(s, seg->off)[page + i].slab, NULL,
 				 __ATOMIC_RELAXED);
+	__atomic_fetch_add(&s->generation, 1, __ATOMIC_RELAXED);
 	pvi_page_free(s, seg, page, c->npages);
 }
 
@@ -386,47 +389,56 @@ static bool find_partial(struct pv_store *s, struct pvi_bin *bin, uint32_t type,
 }
 
 int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class,
-		    struct pvi_magazine *m, uint32_t want)
+		    struct pvi_magazine *m)
 {
 	const struct pvi_class *c = &s->classes[class];
 	struct pvi_bin *bin = pvi_slab_bin(s, type, class);
-	uint32_t before = m->n;
+	uint32_t want = m->want;
 	int err;
 
 	if (!bin)
 		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", type);
-	while (m->n - before < want) {
+	if (want < (m->limit + 1) / 2)
+		m->want = 2 * want < (m->limit + 1) / 2 ? 2 * want : (m->limit + 1) / 2;
+	while (m->n < want) {
 		if (!find_partial(s, bin, type, class, COLD_WARMS, COLD_LOOKS)) {
-			if (m->n > before)
+			if (m->n)
 				break;
 			err = slab_create(s, t, type, class);
 			/* Full: before saying so, look at everything that is still cold. */
 			if (err && !find_partial(s, bin, type, class, UINT32_MAX, UINT32_MAX))
 				return err;
 		}
-		take_slots(s, bin, bin->partial, c, m, want - (m->n - before));
+		take_slots(s, bin, bin->partial, c, m, want - m->n);
 	}
 	return 0;
 }
 
-void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m,
-		    uint32_t count)
+void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slots, uint32_t count)
 {
+	const struct pvi_class *c = NULL;
+	const struct pvi_page *p = NULL;
+	struct pvi_segment *seg = NULL;
+	struct pvi_slab *d = NULL;
+	struct pvi_bin *bin = NULL;
+
 	for (uint32_t k = 0; k < count; k++) {
-		uint64_t off = (uint64_t) ((uintptr_t) m->slots[k].object - s->base);
-		struct pvi_segment *seg = pvi_store_segment(s, off);
-		uint32_t page = (uint32_t) ((off - seg->off) >> s->page_shift);
-		uint64_t rec = pvi_rec_load(seg->map, page);
-		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
-		struct pvi_bin *bin = pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
-		struct pvi_slab *d;
+		const uint8_t *slot = slots[k];
 		uint32_t i;
 
-		page -= pvi_rec_back(rec);
-		d = &seg->slabs[page];
-		i = (uint32_t) (m->slots[k].byte - pvi_slab_bytes(s, seg, page, rec));
-		pvi_debug_check(*m->slots[k].byte == PV_SLOT_HELD && d->nfree < c->usable);
-		__atomic_store_n(m->slots[k].byte, PV_SLOT_FREE, __ATOMIC_RELAXED);
+		/* Neighbours come together, mostly. */
+		if (!p || (uint64_t) (slot - p->slab) >= p->grid_bytes) {
+			uint64_t off = (uint64_t) ((uintptr_t) slot - s->base);
+
+			p = pvi_store_page(s, off);
+			seg = pvi_store_segment(s, off);
+			d = &seg->slabs[(size_t) (p->slab - seg->addr) >> s->page_shift];
+			c = &s->classes[pvi_bin_class(p->bin)];
+			bin = pvi_slab_bin(s, pvi_bin_type(p->bin), pvi_bin_class(p->bin));
+		}
+		i = pvi_page_slot((uint64_t) (slot - p->slab), p->reciprocal, NULL);
+		pvi_debug_check(p->bytes[i] == PV_SLOT_HELD && d->nfree < c->usable);
+		__atomic_store_n(&p->bytes[i], PV_SLOT_FREE, __ATOMIC_RELAXED);
 		d->nfree++;
 		if (i < d->cursor)
 			d->cursor = i;
@@ -435,9 +447,52 @@ void pvi_slab_flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazin
 			list_push(&bin->partial, d);
 		}
 		/* Empty, and not the bin's last reserve: the pages may serve another class. */
-		if (d->nfree == c->usable && bin->partial->next)
+		if (d->nfree == c->usable && bin->partial->next) {
+			slab_release(s, t, bin, seg, d, c);
+			p = NULL;
+		}
+	}
+}
+
+bool pvi_slab_reclaim_cold(struct pv_store *s, struct pvi_thread *t, uint32_t warms)
+{
+	bool released = false;
+
+	for (; s->reclaim_segment < s->nsegments; s->reclaim_segment++, s->reclaim_page = 0) {
+		struct pvi_segment *seg = &s->segments[s->reclaim_segment];
+
+		if (pvi_page_load(s, seg))
+			return released;
+		for (; s->reclaim_page < seg->npages; s->reclaim_page++) {
+			uint32_t page = s->reclaim_page;
+			const struct pvi_slab *d = &seg->slabs[page];
+			uint64_t rec;
+
+			if (!is_cold(seg, page))
+				continue;
+			if (!warms--)
+				return released;
+			rec = pvi_rec_load(seg->map, page);
+			if (pvi_slab_warm(s, seg, page) ||
+			    d->nfree != s->classes[pvi_rec_class(rec)].usable)
+				continue;
+			slab_release(s, t, pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec)),
+				     seg, &seg->slabs[page], &s->classes[pvi_rec_class(rec)]);
+			released = true;
+		}
+	}
+	return released;
+}
+
+void pvi_slab_release_empty(struct pv_store *s, struct pvi_thread *t, struct pvi_bin *bin)
+{
+	for (struct pvi_slab *d = bin->partial, *next; d; d = next) {
+		struct pvi_segment *seg = &s->segments[d->segment];
+		uint64_t rec = pvi_rec_load(seg->map, page_of(seg, d));
+		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
+
+		next = d->next;
+		if (d->nfree == c->usable)
 			slab_release(s, t, bin, seg, d, c);
 	}
-	m->n -= count;
-	memmove(m->slots, m->slots + count, m->n * sizeof(m->slots[0]));
 }

@@ -14,6 +14,7 @@
 #include "internal.h"
 
 _Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
+_Thread_local struct pvi_tls_entry pvi_tls_last;
 
 /* Empty and full. Never written. */
 static struct pvi_magazine no_magazine;
@@ -30,9 +31,7 @@ static void thread_leave(struct pv_store *s, struct pvi_thread *t)
 {
 	struct pvi_thread **link = &s->threads;
 
-	for (uint32_t i = 0; i < t->nbins; i++)
-		if (t->magazines[i]->n)
-			pvi_slab_flush(s, t, t->magazines[i], t->magazines[i]->n);
+	pvi_depot_leave(s, t);
 	s->lanes_taken[t->lane_number / 64] &= ~(1ull << (t->lane_number % 64));
 	while (*link != t)
 		link = &(*link)->next;
@@ -59,7 +58,7 @@ static void thread_exit(void *unused)
 			continue;
 		pvi_tx_leave(s, pvi_tls[i].thread);
 		pvi_thread_unmake(s, pvi_tls[i].thread);
-		pvi_tls[i].serial = 0;
+		pvi_tls[i].serial = pvi_tls_last.serial = 0;
 	}
 	pthread_mutex_unlock(&stores_lock);
 }
@@ -129,6 +128,7 @@ int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 				s->nlanes);
 	}
 	t->lane = &s->lanes[t->lane_number];
+	t->fresh.object = PVI_NOTHING;
 	t->next = s->threads;
 	s->threads = t;
 	pthread_mutex_unlock(&s->heap_lock);
@@ -183,16 +183,22 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 {
 	uint32_t bin = pvi_bin_number(type, class), nbins = pvi_bin_number(type + 1, 0);
 	struct pvi_magazine *m;
+	struct pvi_bin *depot;
 
 	if (bin >= t->nbins && !more_bins(s, t, nbins))
 		return NULL;
 	m = t->magazines[bin];
 	if (m == &no_magazine) {
-		m = calloc(1, sizeof(*m));
+		pthread_mutex_lock(&s->heap_lock);
+		depot = pvi_slab_bin(s, type, class);
+		pthread_mutex_unlock(&s->heap_lock);
+		m = depot ? calloc(1, sizeof(*m)) : NULL;
 		if (!m)
 			return NULL;
 		m->limit = s->classes[class].magazine;
+		m->want = m->limit < PVI_FIRST_REFILL ? m->limit : PVI_FIRST_REFILL;
 		m->min_bytes = s->index.types[type].bytes;
+		m->depot = depot;
 		pthread_mutex_lock(&s->heap_lock);
 		t->magazines[bin] = m;
 		pthread_mutex_unlock(&s->heap_lock);

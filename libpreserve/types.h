@@ -11,6 +11,7 @@
  *	extent	   a run of pages that is one large object
  *	slot	   a place for an object in a slab; its state is one byte
  *	magazine   slots that a thread holds ready, HELD in the arena, listed in ordinary memory
+ *	depot	   the same, but no thread's: batches of slots between magazines
  *	bin	   the slabs of one (type, class) that have free slots
  *	lane	   a thread's intent log in segment 0
  *	intent	   a list of absolute stores, done as a whole or not at all
@@ -23,6 +24,7 @@
  *	reclaiming	(retire.c) one callback at a time gives memory back; none while the heap is walked
 	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
  *			index_lock, the list of types
+ *	depot_lock	of one bin: its depot
  *	handover_lock	handover calls; held while a segment joins, so that a prepare sees it on both
  *			sides or on neither
  *	index_lock	the index and what it is made from (types, roots, segment list)
@@ -43,11 +45,16 @@
 #define PVI_CLASSES	   88u
 #define PVI_SEGMENTS_MAX   2048u
 #define PVI_PAGES_MAX	   (1u << 28) /* in a segment */
+#define PVI_HUGE_BYTES	   (2ull << 20)
 #define PVI_STORES_MAX	   32u /* open in one process at a time */
 #define PVI_NAME_MAX	   48u
 #define PVI_ROOTS_MAX	   4096u
 #define PVI_INDEX_SLACK	   256u /* left free: the next attach may write longer version strings */
 #define PVI_MAGAZINE_SLOTS 128u
+#define PVI_BATCH_SLOTS	   64u /* half a magazine */
+#define PVI_FIRST_REFILL   8u
+#define PVI_CLASS_TABLE	   257u
+#define PVI_NO_CLASS	   127u /* no bin has it */
 
 #define pvi_likely(x)	__builtin_expect(!!(x), 1)
 #define pvi_unlikely(x) __builtin_expect(!!(x), 0)
@@ -59,16 +66,15 @@
 struct pvi_page {
 	uint8_t *slab;	     /* first slot; NULL: not (yet) a warm slab. Written last */
 	uint8_t *bytes;	     /* first slot byte */
-	uint32_t reciprocal; /* slot = (offset in slab * reciprocal) >> 32, exact for slot starts */
-	uint32_t slot_bytes;
+	uint64_t reciprocal; /* ceil(2^64 / slot bytes), see pvi_page_slot() */
 	uint32_t grid_bytes; /* of all slots */
 	uint32_t bin;	     /* pvi_bin_number() of type and class */
 };
 
 /** What a size class means in a store with pages of a given size. */
 struct pvi_class {
+	uint64_t reciprocal; /* see struct pvi_page */
 	uint32_t slot_bytes;
-	uint32_t reciprocal; /* see struct pvi_page */
 	uint32_t nslots;     /* in the grid */
 	uint32_t usable;     /* of those, not under the slab_rec */
 	uint32_t npages;
@@ -111,18 +117,32 @@ struct pvi_segment {
 	/* Under heap_lock, valid once `loaded`. */
 	bool loaded;
 	uint32_t free_pages;
-	uint32_t cursor;       /* where the search for free pages goes on */
+	uint32_t cursor;       /* no page before it is free */
+	uint32_t no_run;       /* there is no run of that many free pages, or of more */
 	uint64_t *taken;       /* bitmap: page in use or held */
+	uint64_t *committed;   /* bitmap: this process has obtained the page's memory */
 	uint64_t *cold;	       /* bitmap: head of a slab that has not been warmed */
 	struct pvi_slab *slabs; /* npages descriptors */
 };
 
-/** Slabs of one type and class that may have free slots. Under heap_lock. */
+/** Held slots on their way from one thread's magazine to another's. */
+struct pvi_batch {
+	struct pvi_batch *next;
+	uint32_t n;
+	void *slots[PVI_BATCH_SLOTS];
+};
+
+/** The slots of one type and class that no thread has. */
 struct pvi_bin {
-	struct pvi_slab *partial;
+	/* Under heap_lock. */
+	struct pvi_slab *partial; /* slabs that have free slots */
 	/* None of its slabs before this place is cold. */
 	uint32_t cold_segment;
 	uint32_t cold_page;
+	/* The depot: what threads had too many of. */
+	pthread_mutex_t depot_lock;
+	struct pvi_batch *depot;
+	struct pvi_batch *spare; /* empty ones */
 };
 
 /** A slot that a thread holds: the object's address and that of its slot byte. */
@@ -131,10 +151,13 @@ struct pvi_held {
 	uint8_t *byte;
 };
 
+/** Slots that a thread has ready: HELD in the arena. */
 struct pvi_magazine {
 	uint32_t n;
 	uint32_t limit;
 	uint32_t min_bytes; /* what the type is at least, which may be less than the class */
+	uint32_t want;	    /* how many slots the next refill from slabs takes: more each time */
+	struct pvi_bin *depot;
 	struct pvi_held slots[PVI_MAGAZINE_SLOTS];
 };
 
@@ -167,6 +190,9 @@ struct pvi_tx {
 	uint32_t room;
 };
 
+/* No object, and not NULL, which a caller may pass. */
+#define PVI_NOTHING ((void *) 1)
+
 /** What a thread holds of a store. */
 struct pvi_thread {
 	struct lane_rec *lane;
@@ -174,6 +200,12 @@ struct pvi_thread {
 	 * that the fast paths need not ask. */
 	struct pvi_magazine **magazines;
 	uint32_t nbins;
+	/* What the last calls found out, true as long as store->generation is the same: the slot
+	 * byte of the last object reserved, and addresses in which words may be stored to. */
+	uint32_t generation;
+	struct pvi_held fresh; /* PVI_NOTHING: none */
+	uintptr_t words;
+	uint64_t words_bytes;
 	struct pvi_tx tx;
 	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	uint32_t lane_number;
@@ -235,8 +267,13 @@ struct pv_store {
 	struct pvi_page *pages;			   /* by page of the window; mapped, mostly untouched */
 	uint64_t serial;   /* tells this handle from an earlier one in the same slot */
 	uint32_t slot;	   /* of the process's table of stores */
+	uint32_t generation; /* how often a slab or segment has gone; threads compare it to theirs */
 	uint32_t nclasses; /* larger objects are extents */
 	bool readonly;
+	uint64_t where_live; /* + address of a slot byte = action_rec.where; where_free too, ... */
+	uint64_t where_free;
+	uint64_t where_word; /* ... and this + address of a word */
+	uint8_t class_of[PVI_CLASS_TABLE]; /* by size, rounded up to 16 bytes; [0]: no class */
 	struct pvi_class classes[PVI_CLASSES];
 
 	struct pvi_segment *segments; /* PVI_SEGMENTS_MAX */
@@ -249,6 +286,11 @@ struct pv_store {
 	struct pvi_thread *threads;
 	uint64_t limit_bytes;
 	uint64_t used_pages;
+	uint32_t reclaim_segment; /* no slab before this place is cold */
+	uint32_t reclaim_page;
+	uint32_t collapses_failed; /* in a row; after a few we stop trying */
+	uint64_t idle_pages;	   /* free ones that have memory, as far as this process knows */
+	uint64_t idle_refused;	   /* bytes of them that could not be given back */
 	_Atomic(struct pvi_retire *) retire; /* retire.c; NULL: no flavour was chosen */
 
 	pthread_mutex_t index_lock;

@@ -194,7 +194,8 @@ static void pending_intent_bits(void **state)
 			       2 * sizeof(*a), n);
 	print_message("%zu refused, %zu reported, %zu silent\n", n[REFUSED], n[REPORTED],
 		      n[SILENT]);
-	assert_true(n[REFUSED] > all / 2);
+	/* Of an action on a slot, half of which is a value that means nothing. */
+	assert_true(n[REFUSED] > all / 4);
 	image_end(&im);
 }
 

@@ -378,10 +378,10 @@ static void thousands_of_threads(void **state)
 		if (i == 10)
 			bytes = store_info(s).bytes;
 	}
-	/* Magazines went back with their threads. */
+	/* What threads had went to those that came later: not more than two had at one time. */
 	assert_int_equal(store_info(s).bytes, bytes);
 	assert_int_equal(store_sound(s).live_objects, 1);
-	assert_in_range(store_sound(s).reserved_objects, 0, PVI_MAGAZINE_SLOTS);
+	assert_in_range(store_sound(s).reserved_objects, 0, 2 * 5 * PVI_MAGAZINE_SLOTS);
 	assert_ok(pv_close(s));
 }
 

@@ -266,6 +266,27 @@ int pv_root(struct pv_store *store, const char *name, pv_type_t type, size_t byt
  */
 int pv_reserve(struct pv_store *store, pv_type_t type, size_t bytes, void **out);
 
+/**
+ * The same, at an address that is a multiple of `align`, a power of two up to the size of the first segment.
+ * Takes an object of the next larger size that is a multiple of `align`. Errors also: -EINVAL `align`.
+ */
+int pv_reserve_aligned(struct pv_store *store, pv_type_t type, size_t bytes, size_t align, void **out);
+
+/**
+ * The intents that make up most of what programs do, as calls of their own: the same as pv_publish()
+ * with these actions, errors included, and the cheapest way to do it.
+ *
+ *	pv_link		{PV_LIVE(object), PV_STORE(word, object)}
+ *	pv_replace	{PV_LIVE(object), PV_STORE(word, object), PV_FREE(old)}
+ *	pv_unlink	{PV_STORE(word, value), PV_FREE(old)}
+ *
+ * `word` is an aligned 8-byte word in a live or reserved object; `value` is mostly 0, or the address
+ * of what follows `old`. Any thread; the caller's lock protects the word.
+ */
+int pv_link(struct pv_store *store, void *object, void *word);
+int pv_replace(struct pv_store *store, void *object, void *word, void *old);
+int pv_unlink(struct pv_store *store, void *word, uint64_t value, void *old);
+
 /** Give a reserved object back. -EINVAL: not a reserved object. Any thread. */
 int pv_cancel(struct pv_store *store, void *object);
 
@@ -319,6 +340,18 @@ int pv_publish(struct pv_store *store, const struct pv_action *actions, unsigned
  */
 int pv_alloc(struct pv_store *store, pv_type_t type, size_t bytes, void **dest);
 
+/**
+ * Give the live object that the persistent pointer *dest names another size. In place where that is
+ * possible: the size class stays, or an object of whole pages shrinks, or grows into free pages behind
+ * it; otherwise a new object gets the contents, as far as they fit, and takes the old one's place in
+ * *dest, as one. Bytes beyond the old size are undefined.
+ *
+ * Errors, with nothing changed: -EINVAL `bytes` is 0 or less than the type has, *dest names no live
+ * object; and those of pv_reserve(). Crash: the old object or the new one. Any thread; the caller's lock
+ * protects *dest and the object, whose contents are copied.
+ */
+int pv_realloc(struct pv_store *store, void **dest, size_t bytes);
+
 /** Free the object that the persistent pointer *dest names and set *dest to NULL, as one. */
 int pv_free(struct pv_store *store, void **dest);
 
@@ -369,6 +402,19 @@ int pv_handover_cancel(struct pv_store *store);
  * the death of this process then loses. Any thread.
  */
 int pv_handover_check(struct pv_store *store);
+
+/**
+ * Give back what is not needed: slots that the calling thread or nobody holds ready become free, slabs
+ * without objects free pages, empty segments at the end leave the store, and all other free pages lose
+ * their memory. *bytes (may be NULL): the memory that came free. The library does most of this by
+ * itself, before it grows the store, and when a quarter of the memory in use lies idle; a program calls
+ * this when it knows that it will need less for a time.
+ *
+ * Looks at every slab that this process has not touched yet, and holds up allocations meanwhile (about
+ * 0.2 us a slab of 16 KiB). While the store is prepared no memory is given back.
+ * Errors: -EPERM, -EUSERS, and those of writing the index. Crash: some of it is done. Any thread.
+ */
+int pv_trim(struct pv_store *store, uint64_t *bytes);
 
 /* ---- checking ------------------------------------------------------------------------------- */
 

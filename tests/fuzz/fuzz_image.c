@@ -265,7 +265,7 @@ static void change_intent(struct input *in)
 		uint64_t op = take(in, 1) % 10, off = op == PV_DO_FLIP ? 0 : take_off(in);
 
 		lane->actions[i].where = op << PV_DO_OP_SHIFT | off;
-		lane->actions[i].value = op == PV_DO_SLOT ? take(in, 1) % 6 : take_word(in);
+		lane->actions[i].value = take_word(in);
 	}
 	lane->count = n;
 }
