@@ -106,6 +106,17 @@ bool pvi_depot_take(const struct pv_store *s, struct pvi_magazine *m)
 	return b != NULL;
 }
 
+uint64_t pvi_depot_slots(struct pvi_bin *bin)
+{
+	uint64_t n = 0;
+
+	pthread_mutex_lock(&bin->depot_lock);
+	for (const struct pvi_batch *b = bin->depot; b; b = b->next)
+		n += b->n;
+	pthread_mutex_unlock(&bin->depot_lock);
+	return n;
+}
+
 /* Empty one depot into its slabs. */
 static void drain(struct pv_store *s, struct pvi_thread *t, struct pvi_bin *bin)
 {

@@ -298,6 +298,8 @@ void pvi_depot_free(struct pvi_bin *bins);
 bool pvi_depot_give(struct pvi_magazine *m, uint32_t count);
 /** Fill an empty magazine; false: the depot has none. */
 bool pvi_depot_take(const struct pv_store *s, struct pvi_magazine *m);
+/** How many slots a depot has. */
+uint64_t pvi_depot_slots(struct pvi_bin *bin);
 /** Leave everything that a thread has. heap_lock. */
 void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t);
 /** Empty all depots and the thread's magazines into the slabs, and make free pages of the slabs that

@@ -296,6 +296,20 @@ static void count_thread(const struct pv_store *s, const struct pvi_thread *t,
 	}
 }
 
+static void count_depots(struct pv_store *s, struct stats *st)
+{
+	for (uint32_t type = 1; type <= st->public.ntypes; type++) {
+		pthread_mutex_lock(&s->heap_lock);
+		for (uint32_t c = 0; s->index.types[type].bins && c < s->nclasses; c++) {
+			uint64_t n = pvi_depot_slots(&s->index.types[type].bins[c]);
+
+			st->public.depot_slots += n;
+			st->public.depot_bytes += n * s->classes[c].slot_bytes;
+		}
+		pthread_mutex_unlock(&s->heap_lock);
+	}
+}
+
 /* The thread with the next lane, or NULL. Under heap_lock. */
 static const struct pvi_thread *next_thread(const struct pv_store *s, uint32_t lane)
 {
@@ -457,6 +471,7 @@ int pv_stats_get(struct pv_store *s, struct pv_stats **out)
 	st->public.limit_bytes = s->limit_bytes;
 	st->public.window_bytes = s->window_bytes;
 	count_threads(s, st);
+	count_depots(s, st);
 	for (uint32_t i = 0; i < s->nsegments; i++)
 		count_segment(s, st, &s->segments[i], &longest);
 	if (st->no_memory) {

@@ -215,7 +215,7 @@ static void memory_ends_and_comes_back(void **state)
 	assert_int_equal(st->available_bytes, 0);
 	assert_true(st->largest_bytes > 100 * MIB); /* which says nothing of memory */
 	pv_stats_free(st);
-	/* What has its memory is handed out: the rest of the slab. Nothing more. */
+	/* What has its memory is handed out: slabs, and pages. Nothing more. */
 	while (pv_reserve(s, type, 3000, &p) == 0 && n < CELLS - 1) {
 		assert_ok(pv_publish(
 			s, (struct pv_action[]){PV_LIVE(p), PV_STORE(&cells->cells[n++], (uintptr_t)p)},
@@ -225,7 +225,8 @@ static void memory_ends_and_comes_back(void **state)
 	assert_fails(pv_reserve(s, type, 1 << 20, &p), -ENOMEM, "reserve of 33554432");
 	assert_fails(pv_reserve(s, type, 64 << 20, &p), -ENOMEM, "this machine");
 	assert_int_equal(store_info(s).segments, before.segments);
-	assert_int_equal(store_info(s).used_bytes, before.used_bytes);
+	/* What the store had obtained ahead, at most an eighth of what it used. */
+	assert_in_range(store_info(s).used_bytes, before.used_bytes, before.used_bytes * 9 / 8);
 	assert_int_equal(store_sound(s).live_objects, n + 2);
 	/* What is freed can be had again: its pages have their memory. */
 	assert_ok(pv_free(s, &cells->cells[CELLS - 1]));

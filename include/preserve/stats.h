@@ -42,7 +42,7 @@ struct pv_stats_slabs {
 	/* Slots by state. */
 	uint64_t live;
 	uint64_t reserved; /* handed out by pv_reserve(), not published */
-	uint64_t held;	   /* in the caches of threads, ready to be handed out */
+	uint64_t held;	   /* ready to be handed out: in the caches of threads, or between them */
 	uint64_t retired;  /* freed, but readers may still look at them */
 	uint64_t free;
 	/* The same in bytes: whole slots, whatever was asked for. */
@@ -119,7 +119,9 @@ struct pv_stats {
 	/*
 	 * The largest single pv_reserve() that would succeed now for any type, one that has no slot free
 	 * included: what fits into the longest run of free pages, or into the largest segment that limit,
-	 * window and index still allow. A page more would be refused with -ENOSPC. Not considered is what
+	 * window and index still allow. After a pv_trim() a page more would be refused with -ENOSPC; else it
+	 * may succeed, as an allocation that finds no room first collects what is held and what an earlier
+	 * process left. Not considered is what
 	 * can be known by trying only: whether the handover backend keeps another segment, and whether
 	 * there is the memory (-ENOMEM; see available_bytes). Smaller sizes need not all succeed when little is left: a
 	 * slab of a smaller class can be longer than this.
@@ -128,6 +130,9 @@ struct pv_stats {
 
 	uint32_t ntypes;
 	const struct pv_stats_type *types; /* all that are registered, by number */
+	/* Of the slots that are held, those that no thread has: on their way from one to another. */
+	uint64_t depot_slots;
+	uint64_t depot_bytes;
 	uint32_t nthreads;
 	const struct pv_stats_thread *threads; /* that have a lane; one is the reclaimer of retire.h */
 };
