@@ -132,7 +132,7 @@ int pv_realloc(struct pv_store *s, void **dest, size_t bytes)
 		err = pvi_heap_find_live(s, object, &o);
 	}
 	if (err)
-		return err;
+		return pvi_misuse(err);
 	type = o.byte ? pvi_bin_type(o.bin) : pvi_rec_extent_type(o.rec);
 	if (!bytes || bytes < s->index.types[type].bytes)
 		return pvi_fail(-EINVAL, "%zu bytes are too few for an object of type %s", bytes,

@@ -206,29 +206,42 @@ static uint64_t backed_bytes(int fd)
 	return fstat(fd, &st) < 0 ? 0 : (uint64_t) st.st_blocks * 512;
 }
 
-/* Objects, pages and memory of one segment. The longest run of free pages to *longest. */
-static void count_segment(struct pv_store *s, struct stats *st, const struct pvi_segment *seg,
-			  uint32_t *longest)
+/* The pages and memory of one segment. Under heap_lock. */
+static void count_pages(struct pv_store *s, struct stats *st, const struct pvi_segment *seg,
+			uint32_t *longest)
 {
-	uint32_t page = seg->first_page, free_pages, run;
+	uint32_t free_pages, run = free_run(seg, &free_pages);
 
-	while (page < seg->npages && !st->no_memory) {
-		pthread_mutex_lock(&s->heap_lock);
-		count_piece(s, st, seg, &page);
-		pthread_mutex_unlock(&s->heap_lock);
-	}
-	pthread_mutex_lock(&s->heap_lock);
-	run = free_run(seg, &free_pages);
+	st->public.segments++;
 	st->public.bytes += seg->bytes;
 	st->public.backed_bytes += backed_bytes(seg->fd);
-	pthread_mutex_unlock(&s->heap_lock);
-	st->public.segments++;
 	st->public.free_bytes += (uint64_t) free_pages << s->page_shift;
 	st->public.used_bytes += (uint64_t) (seg->npages - seg->first_page - free_pages)
 				 << s->page_shift;
 	st->public.metadata_bytes += (uint64_t) seg->first_page << s->page_shift;
 	if (run > *longest)
 		*longest = run;
+}
+
+/* All of a segment, unless it leaves the store meanwhile: then it is not there when the lock is taken
+ * again. The longest run of free pages to *longest. */
+static void count_segment(struct pv_store *s, struct stats *st, uint32_t number, uint32_t *longest)
+{
+	const struct pvi_segment *seg = &s->segments[number];
+	bool more = true;
+
+	for (uint32_t page = 0; more && !st->no_memory;) {
+		pthread_mutex_lock(&s->heap_lock);
+		more = number < s->nsegments;
+		if (more) {
+			page = page < seg->first_page ? seg->first_page : page;
+			count_piece(s, st, seg, &page);
+			more = page < seg->npages;
+			if (!more)
+				count_pages(s, st, seg, longest);
+		}
+		pthread_mutex_unlock(&s->heap_lock);
+	}
 }
 
 /* ---- what could be had ---- */
@@ -473,7 +486,7 @@ int pv_stats_get(struct pv_store *s, struct pv_stats **out)
 	count_threads(s, st);
 	count_depots(s, st);
 	for (uint32_t i = 0; i < s->nsegments; i++)
-		count_segment(s, st, &s->segments[i], &longest);
+		count_segment(s, st, i, &longest);
 	if (st->no_memory) {
 		pv_stats_free(&st->public);
 		return pvi_fail(-ENOMEM, "no memory for statistics");

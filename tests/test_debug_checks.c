@@ -178,6 +178,22 @@ static int cancel_live(struct heap *h)
 	return pv_cancel(h->s, h->object);
 }
 
+static int realloc_the_middle(struct heap *h)
+{
+	struct cells *t = store_cells(h->s);
+
+	t->cells[0] = (uint8_t *)h->object + 16;
+	return pv_realloc(h->s, &t->cells[0], 200);
+}
+
+static int link_live(struct heap *h)
+{
+	struct cells *t = store_cells(h->s);
+
+	assert_ok(pv_link(h->s, h->object, &t->cells[0]));
+	return pv_link(h->s, h->object, &t->cells[0]);
+}
+
 static int tx_free_twice(struct heap *h)
 {
 	assert_ok(pv_publish(h->s, &PV_LIVE(h->object), 1));
@@ -209,6 +225,8 @@ static const struct misuse {
 	{free_reserved, "is reserved, not live"},
 	{publish_twice, "is live, not reserved"},
 	{cancel_live, "is not reserved"},
+	{realloc_the_middle, "is not the start of an object"},
+	{link_live, "is live, not reserved"},
 	{tx_free_twice, "was freed in this transaction before"},
 	{tx_add_nowhere, "are not within objects of this store"},
 };

@@ -85,8 +85,10 @@ static void refuse(struct pv_store *s, struct cells *t, const char *what, void *
 	struct pv_action store = PV_STORE(&t->cells[CELLS - 1], 1);
 
 	print_message("  %s\n", what);
+	t->cells[CELLS - 2] = p;
 	snapshot_take(&snap, s);
 	if (kind != RESERVED) {
+		assert_fails(pv_link(s, p, &t->cells[CELLS - 1]), -EINVAL, "");
 		assert_fails(pv_cancel(s, p), -EINVAL, "");
 		assert_fails(pv_publish(s, &PV_LIVE(p), 1), -EINVAL, "");
 		assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), store}, 2), -EINVAL,
@@ -95,6 +97,10 @@ static void refuse(struct pv_store *s, struct cells *t, const char *what, void *
 			     "");
 	}
 	if (kind != LIVE) {
+		assert_fails(pv_unlink(s, &t->cells[CELLS - 1], 1, p), -EINVAL, "");
+		assert_fails(pv_free(s, &t->cells[CELLS - 2]), -EINVAL, "");
+		assert_fails(pv_realloc(s, &t->cells[CELLS - 2], 100), -EINVAL, "");
+		assert_fails(pv_realloc(s, &t->cells[CELLS - 2], 100000), -EINVAL, "");
 		assert_fails(pv_publish(s, &PV_FREE(p), 1), -EINVAL, "");
 		assert_fails(pv_publish(s, (struct pv_action[]){store, PV_FREE(p)}, 2), -EINVAL,
 			     "");
@@ -104,6 +110,7 @@ static void refuse(struct pv_store *s, struct cells *t, const char *what, void *
 	else
 		assert_int_not_equal(pv_usable_bytes(s, p), 0);
 	/* In any state: twice, and beside itself in the other role. */
+	assert_fails(pv_replace(s, p, &t->cells[CELLS - 1], p), -EINVAL, "");
 	assert_fails(pv_publish(s, (struct pv_action[]){PV_LIVE(p), store, PV_LIVE(p)}, 3), -EINVAL,
 		     "");
 	assert_fails(pv_publish(s, (struct pv_action[]){PV_FREE(p), PV_FREE(p)}, 2), -EINVAL, "");
@@ -255,6 +262,7 @@ static void wrong_actions(void **state)
 /* Sizes and types for which there can be no object, and an object too many for the store. */
 static void wrong_sizes_and_types(void **state)
 {
+	static const size_t aligns[] = {0, 3, 24, 65, 1 << 17, 1ull << 40, SIZE_MAX};
 	static const struct pv_typedef pair_type = PV_TYPE_PLAIN(struct word, "pair", 1);
 	struct keeper *k = *state;
 	struct pv_options o = small_options(k);
@@ -300,6 +308,8 @@ static void wrong_sizes_and_types(void **state)
 
 		assert_fails(pv_reserve(s, bad[i].type, bad[i].bytes, &p), bad[i].err, bad[i].says);
 		assert_ptr_equal(p, mark);
+		assert_fails(pv_reserve_aligned(s, bad[i].type, bad[i].bytes, 1, &p), bad[i].err, "");
+		assert_ptr_equal(p, mark);
 		assert_fails(pv_alloc(s, bad[i].type, bad[i].bytes, &t->cells[0]), bad[i].err,
 			     bad[i].says);
 		assert_ok(pv_tx_begin(s));
@@ -308,6 +318,12 @@ static void wrong_sizes_and_types(void **state)
 		assert_ok(pv_tx_commit(s));
 		assert_fails(pv_root(s, "new", bad[i].type, bad[i].bytes, &p, NULL), bad[i].err,
 			     bad[i].says);
+		assert_ptr_equal(p, mark);
+	}
+	for (size_t i = 0; i < sizeof(aligns) / sizeof(*aligns); i++) {
+		void *p = mark;
+
+		assert_fails(pv_reserve_aligned(s, bytes, 100, aligns[i], &p), -EINVAL, "align");
 		assert_ptr_equal(p, mark);
 	}
 	snapshot_check(&snap, s);
@@ -372,6 +388,10 @@ static void wrong_frees(void **state)
 	assert_fails(pv_free(s, &t->cells[3]), -EINVAL, "not the start of an object"); /* null */
 	assert_fails(pv_free(s, &t->cells[4]), -EINVAL, "not the start of an object");
 	assert_fails(pv_free(s, &t->cells[5]), -EINVAL, "not the start of an object");
+	assert_fails(pv_realloc(s, NULL, 100), -EINVAL, "not an aligned word");
+	assert_fails(pv_realloc(s, &local, 100), -EINVAL, "not an aligned word");
+	assert_fails(pv_realloc(s, &t->cells[0], 0), -EINVAL, "0 bytes are too few");
+	assert_fails(pv_realloc(s, &t->cells[0], SIZE_MAX), -ENOSPC, "window");
 	snapshot_check(&snap, s);
 	assert_ok(pv_free(s, &t->cells[0]));
 	assert_int_equal(store_sound(s).live_objects, 1);

@@ -551,15 +551,19 @@ struct worker {
 	void **cells; /* PER_TURN */
 	uint64_t random;
 	_Atomic bool *stop; /* NULL: one turn */
+	bool trims;
 	pthread_barrier_t *done, *go;
 };
 
 static void turn(struct worker *w)
 {
 	for (size_t i = 0; i < PER_TURN; i++) {
+		size_t bytes;
+
 		if (w->cells[i])
 			assert_ok(pv_free(w->s, &w->cells[i]));
-		assert_ok(pv_alloc(w->s, w->type, 1 + random_below(&w->random, 5000), &w->cells[i]));
+		bytes = random_below(&w->random, 40) ? 5000 : 1 << 20; /* segments come and go */
+		assert_ok(pv_alloc(w->s, w->type, 1 + random_below(&w->random, bytes), &w->cells[i]));
 		if (random_below(&w->random, 3) == 0)
 			assert_ok(pv_free(w->s, &w->cells[i]));
 	}
@@ -569,9 +573,11 @@ static void *work(void *ctx)
 {
 	struct worker *w = ctx;
 
-	do
+	do {
 		turn(w);
-	while (w->stop && !*w->stop);
+		if (w->trims)
+			assert_ok(pv_trim(w->s, NULL));
+	} while (w->stop && !*w->stop);
 	if (w->done) {
 		pthread_barrier_wait(w->done);
 		pthread_barrier_wait(w->go);
@@ -600,6 +606,7 @@ static void crew_start(struct crew *c, struct pv_store *s, _Atomic bool *stop)
 						.cells = &cells->cells[i * PER_TURN],
 						.random = (uint64_t)i,
 						.stop = stop,
+						.trims = stop && i == 0,
 						.done = &c->done,
 						.go = &c->go};
 		assert_int_equal(pthread_create(&c->threads[i], NULL, work, &c->workers[i]), 0);
