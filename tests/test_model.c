@@ -203,12 +203,17 @@ int model_room(struct model *m, int err)
 static void reserve_one(struct model *m)
 {
 	struct thing *t = &m->reserved[m->nreserved];
+	size_t align = 1ull << random_below(&m->random, 15);
 
 	if (m->nreserved == RESERVED_MAX)
 		return;
 	*t = model_thing(m);
-	if (model_room(m, pv_reserve(m->s, t->type, t->bytes, &t->p)))
+	if (random_below(&m->random, 8))
+		align = 16;
+	if (model_room(m, align == 16 ? pv_reserve(m->s, t->type, t->bytes, &t->p)
+				      : pv_reserve_aligned(m->s, t->type, t->bytes, align, &t->p)))
 		return;
+	assert_int_equal((uintptr_t)t->p % align, 0);
 	pattern_fill(t->p, t->bytes, t->seed);
 	m->nreserved++;
 }
@@ -332,6 +337,49 @@ static void grace_period(struct model *m)
 	m->nretired = 0;
 }
 
+/* The same by the calls for one cell. */
+static void publish_one(struct model *m)
+{
+	int i = (int)random_below(&m->random, NCELLS);
+	struct thing *t = &m->cells[i], old = *t;
+
+	if (m->nreserved && random_below(&m->random, 3)) {
+		*t = take_reserved(m);
+		assert_ok(old.p ? pv_replace(m->s, t->p, &m->table->cells[i], old.p)
+				: pv_link(m->s, t->p, &m->table->cells[i]));
+	} else if (old.p) {
+		*t = (struct thing){0};
+		assert_ok(pv_unlink(m->s, &m->table->cells[i], 0, old.p));
+	}
+}
+
+static void resize(struct model *m)
+{
+	int i = (int)random_below(&m->random, NCELLS);
+	struct thing *t = &m->cells[i], kept = *t;
+	size_t bytes = random_below(&m->random, 3) ? t->bytes + random_below(&m->random, 64)
+						   : model_size(m);
+
+	if (!t->p || model_room(m, pv_realloc(m->s, &m->table->cells[i], bytes)))
+		return;
+	kept.p = m->table->cells[i];
+	if (kept.bytes > bytes)
+		kept.bytes = bytes;
+	kept.bytes &= ~7ull; /* patterns have words, then bytes */
+	assert_true(thing_holds(&kept));
+	*t = (struct thing){
+		.p = kept.p, .bytes = bytes, .type = t->type, .seed = random_next(&m->random) | 1};
+	pattern_fill(t->p, t->bytes, t->seed);
+}
+
+static void trim(struct model *m)
+{
+	uint64_t bytes = store_info(m->s).bytes, less = 0;
+
+	assert_ok(pv_trim(m->s, &less));
+	assert_in_range(store_info(m->s).bytes, 0, bytes);
+}
+
 /* What has to be refused, with nothing changed. */
 static void mistake(struct model *m)
 {
@@ -366,16 +414,22 @@ static void step(struct model *m)
 		reserve_one(m);
 	else if (what < 35)
 		cancel_one(m);
-	else if (what < 67)
+	else if (what < 60)
 		publish_some(m);
-	else if (what < 82)
+	else if (what < 67)
+		publish_one(m);
+	else if (what < 77)
 		simple_form(m);
+	else if (what < 82)
+		resize(m);
 	else if (what < 92)
 		model_tx(m);
 	else if (what < 94)
 		find_root(m);
-	else if (what < 97)
+	else if (what < 96)
 		grace_period(m);
+	else if (what < 97)
+		trim(m);
 	else
 		mistake(m);
 }

@@ -71,10 +71,15 @@ size_t storm_size(struct storm_thread *t)
 static struct storm_object *reserve(struct storm_thread *t, pv_type_t type, size_t bytes,
 				    uint64_t key, uint64_t *value)
 {
+	size_t align = storm_below(&t->random, 8) ? 1 : 1ull << storm_below(&t->random, 13);
 	void *p;
+	int rc = align > 1 ? pv_reserve_aligned(t->st->s, type, bytes, align, &p)
+			   : pv_reserve(t->st->s, type, bytes, &p);
 
-	if (!storm_ok(t, "pv_reserve", pv_reserve(t->st->s, type, bytes, &p)))
+	if (!storm_ok(t, "pv_reserve", rc))
 		return NULL;
+	if ((uintptr_t)p % align)
+		storm_fail(t->log, "thread %u: %p is not aligned to %zu", t->number, p, align);
 	*value = storm_new_value(t, bytes);
 	storm_fill(p, key, *value);
 	return p;
@@ -133,6 +138,36 @@ static void put_cell(struct storm_thread *t, struct storm_group *g, unsigned int
 	publish(t, g, a, n);
 }
 
+/* Another size: the same value to the log, which the object says it has, with room behind it or
+ * not. */
+static void resize(struct storm_thread *t, unsigned int place)
+{
+	struct storm_cell *cell = &t->st->table->cells[place];
+	size_t bytes = STORM_BYTES(t->log->values[place]);
+
+	bytes += storm_below(&t->random, 2) ? storm_below(&t->random, 64) : storm_size(t);
+	storm_ok(t, "pv_realloc", pv_realloc(t->st->s, (void **)&cell->object, bytes));
+}
+
+/* The same as put_cell(), by the calls that are made for it. */
+static void put_directly(struct storm_thread *t, struct storm_group *g, unsigned int place,
+			 struct storm_object *object, uint64_t value)
+{
+	struct storm_object **word = &t->st->table->cells[place].object, *old = *word;
+	int rc;
+
+	count_foreign(t, t->log->values[place]);
+	storm_change(t->log, g, place, value);
+	storm_pend(g);
+	rc = !object ? pv_unlink(t->st->s, word, 0, old)
+	     : old   ? pv_replace(t->st->s, object, word, old)
+		     : pv_link(t->st->s, object, word);
+	if (rc)
+		storm_fail(t->log, "thread %u: pv_link or the like: %d: %s", t->number, rc,
+			   pv_last_error());
+	storm_done(t->log, g);
+}
+
 /* pv_alloc() or pv_free(): of cells without a word. */
 static void simple_form(struct storm_thread *t, struct storm_group *g, unsigned int place)
 {
@@ -156,19 +191,26 @@ void storm_op_cell(struct storm_thread *t, struct storm_group *g)
 {
 	unsigned int place = (unsigned int)storm_below(&t->random, STORM_CELLS);
 	struct storm_cell *cell = &t->st->table->cells[place];
-	struct storm_object *object;
-	uint64_t value;
+	struct storm_object *object = NULL;
+	uint64_t value = 0;
+	void (*put)(struct storm_thread *, struct storm_group *, unsigned int,
+		    struct storm_object *, uint64_t) = put_cell;
 
 	if (!storm_take(place))
 		return;
-	if (place % 2 && place < STORM_SHARED && storm_below(&t->random, 4) == 0) {
+	/* Without a word, and without a reader. */
+	if (place % 2 && place < STORM_SHARED && storm_below(&t->random, 2))
+		put = put_directly;
+	if (cell->object && place < STORM_SHARED && storm_below(&t->random, 16) == 0) {
+		resize(t, place);
+	} else if (place % 2 && place < STORM_SHARED && storm_below(&t->random, 4) == 0) {
 		simple_form(t, g, place);
 	} else if (cell->object && storm_below(&t->random, 5) < 2) {
-		put_cell(t, g, place, NULL, 0);
+		put(t, g, place, NULL, 0);
 	} else {
 		object = storm_reserve(t, &value);
 		if (object)
-			put_cell(t, g, place, object, value);
+			put(t, g, place, object, value);
 	}
 	storm_leave(place);
 }
@@ -478,6 +520,8 @@ void storm_op(struct storm_thread *t)
 		take_over(t);
 	else if (what < 71)
 		burst(t);
+	else if (what < 72 && storm_below(&t->random, 8) == 0)
+		storm_ok(t, "pv_trim", pv_trim(t->st->s, NULL));
 	else if (what < 72 && storm_below(&t->random, 8) == 0)
 		storm_ok(t, "pv_retire_wait", pv_retire_wait(t->st->s));
 	else if (what < 72)
