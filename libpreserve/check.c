@@ -184,7 +184,7 @@ static void check_roots(struct walk *w)
  * attach would refuse; a writer has it behind it, and only its own threads' transactions are open. */
 static void check_lanes(struct walk *w)
 {
-	for (uint32_t i = 0; i < w->s->nlanes; i++) {
+	for (uint32_t i = 0; i < w->s->lanes_used; i++) {
 		uint64_t count = w->s->lanes[i].count;
 
 		w->report->intents += count != 0;

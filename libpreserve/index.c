@@ -300,6 +300,15 @@ static int build_grown(const struct pvi_index *idx, uint64_t generation, uint32_
 	}
 }
 
+/* The memory of as much of a slot as is going to be written. */
+static int commit_slot(const struct pvi_index *idx, const struct index_slot_rec *slot, uint64_t bytes)
+{
+	uint8_t *start = (uint8_t *) idx->rec;
+	uint64_t off = (uint64_t) ((const uint8_t *) slot - start), from = off & ~4095ull;
+
+	return pvi_arena_commit(idx->fd, start, from, ((off + bytes + 4095) & ~4095ull) - from);
+}
+
 int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 {
 	uint64_t next = pvi_index_generation(idx->rec) + 1;
@@ -312,6 +321,11 @@ int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 	if (err)
 		return err;
 	bytes = fdt_totalsize(buf);
+	err = commit_slot(idx, slot, sizeof(*slot) + bytes);
+	if (err) {
+		free(buf);
+		return err;
+	}
 	/* This slot is not in force: nobody reads what is written here before the commit. */
 	memcpy(slot + 1, buf, bytes);
 	slot->bytes = bytes;

@@ -437,6 +437,8 @@ static inline int pvi_thread_get(struct pv_store *s, struct pvi_thread **out)
 int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64_t bytes);
 /** Undo pvi_segment_create(). */
 void pvi_segment_abandon(struct pv_store *s, uint32_t number);
+/** Obtain the memory of a lane that is taken for the first time. heap_lock. */
+int pvi_segment_commit_lane(struct pv_store *s, uint32_t number);
 /** Let lookups find it. */
 void pvi_segment_publish(struct pv_store *s, uint32_t number);
 /** No lookup finds the last segment any more. */

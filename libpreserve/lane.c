@@ -149,7 +149,7 @@ bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 
 int pvi_lane_check(const struct pv_store *s)
 {
-	for (uint32_t i = 0; i < s->nlanes; i++) {
+	for (uint32_t i = 0; i < s->lanes_used; i++) {
 		const struct lane_rec *lane = &s->lanes[i];
 
 		if (lane->count > PV_LANE_ACTIONS)
@@ -175,7 +175,7 @@ bool pvi_lane_action_covers(const struct pv_store *s, const struct action_rec *a
 
 bool pvi_lane_covers(const struct pv_store *s, uint64_t off)
 {
-	for (uint32_t i = 0; i < s->nlanes; i++) {
+	for (uint32_t i = 0; i < s->lanes_used; i++) {
 		uint64_t n = s->lanes[i].count;
 
 		for (uint64_t k = 0; k < n && n <= PV_LANE_ACTIONS; k++)
@@ -189,7 +189,7 @@ uint64_t pvi_lane_recover(struct pv_store *s)
 {
 	uint64_t redone = 0;
 
-	for (uint32_t i = 0; i < s->nlanes; i++) {
+	for (uint32_t i = 0; i < s->lanes_used; i++) {
 		struct lane_rec *lane = &s->lanes[i];
 
 		if (!lane->count)

@@ -63,6 +63,34 @@ static struct segment_rec describe(const struct pv_store *s, uint32_t number, ui
 	return rec;
 }
 
+/*
+ * Lanes get their memory when they are first taken, the lowest first. So those behind the first hole were
+ * never used; not to look at them saves an attach most of the pages that it would read.
+ */
+static uint32_t lanes_used(const struct segment_rec *rec, int fd)
+{
+	off_t hole = lseek(fd, rec->lanes_off, SEEK_HOLE);
+	uint64_t bytes = hole < 0 ? UINT64_MAX / 2 : (uint64_t) hole - rec->lanes_off;
+	uint64_t n = (bytes + sizeof(struct lane_rec) - 1) / sizeof(struct lane_rec);
+
+	return n < rec->nlanes ? (uint32_t) n : rec->nlanes;
+}
+
+int pvi_segment_commit_lane(struct pv_store *s, uint32_t number)
+{
+	const struct pvi_segment *seg = &s->segments[0];
+	uint64_t off = (uint64_t) ((const uint8_t *) &s->lanes[number] - seg->addr);
+	uint64_t from = off & ~4095ull, to = (off + sizeof(struct lane_rec) + 4095) & ~4095ull;
+	int err;
+
+	if (number < s->lanes_used)
+		return 0;
+	err = pvi_arena_commit(seg->fd, seg->addr, from, to - from);
+	if (!err)
+		s->lanes_used = number + 1;
+	return err;
+}
+
 static void enter(struct pv_store *s, const struct pvi_segment *at, struct pvi_segment *seg)
 {
 	for (uint64_t off = at->off; off < at->off + at->bytes; off += 1ull << s->granule_shift)
@@ -86,8 +114,10 @@ static void set_segment(struct pv_store *s, struct pvi_segment *seg, const struc
 	seg->data_off = seg->off + ((uint64_t) rec->first_page << s->page_shift);
 	seg->data_bytes = (uint64_t) (rec->npages - rec->first_page) << s->page_shift;
 	seg->map = (uint64_t *) (void *) (seg->addr + rec->map_off);
-	if (rec->nlanes)
+	if (rec->nlanes) {
 		s->lanes = (struct lane_rec *) (void *) (seg->addr + rec->lanes_off);
+		s->lanes_used = lanes_used(rec, fd);
+	}
 }
 
 /* Make the descriptors of these pages writable. */
@@ -126,7 +156,8 @@ int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64
 	}
 	err = open_descriptors(s, off, bytes);
 	if (!err)
-		err = pvi_arena_commit(fd, addr, 0, (uint64_t) rec.first_page << s->page_shift);
+		err = pvi_arena_commit(fd, addr, 0,
+				       round_up(rec.map_off + 8ull * rec.npages, 4096));
 	if (err) {
 		pvi_arena_unmap(addr, bytes);
 		close(fd);

@@ -220,7 +220,7 @@ static int create_index(struct pv_store *s, const char *name, const struct pv_op
 	s->index.rec = (struct index_rec *) s->base;
 	err = pvi_arena_map(s->index.rec, bytes, s->index.fd, false);
 	if (!err)
-		err = pvi_arena_commit(s->index.fd, (uint8_t *) s->base, 0, bytes);
+		err = pvi_arena_commit(s->index.fd, (uint8_t *) s->base, 0, PV_INDEX_HEADER_BYTES);
 	if (!err)
 		pvi_index_format(s->index.rec, uuid, bytes);
 	return err;

@@ -100,32 +100,38 @@ void pvi_thread_store_close(struct pv_store *s)
 	pthread_mutex_unlock(&stores_lock);
 }
 
-static bool take_lane(struct pv_store *s, uint32_t *number)
+static int take_lane(struct pv_store *s, uint32_t *number)
 {
+	int err;
+
 	for (uint32_t i = 0; i < s->nlanes; i++) {
 		uint64_t bit = 1ull << (i % 64);
 
 		if (s->lanes_taken[i / 64] & bit)
 			continue;
+		err = pvi_segment_commit_lane(s, i);
+		if (err)
+			return err;
 		s->lanes_taken[i / 64] |= bit;
 		*number = i;
-		return true;
+		return 0;
 	}
-	return false;
+	return pvi_fail(-EUSERS, "all %u lanes are in use by threads (pv_options.lanes)", s->nlanes);
 }
 
 int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 {
 	struct pvi_thread *t = calloc(1, sizeof(*t));
+	int err;
 
 	if (!t)
 		return pvi_fail(-ENOMEM, "no memory for a thread's state");
 	pthread_mutex_lock(&s->heap_lock);
-	if (!take_lane(s, &t->lane_number)) {
+	err = take_lane(s, &t->lane_number);
+	if (err) {
 		pthread_mutex_unlock(&s->heap_lock);
 		free(t);
-		return pvi_fail(-EUSERS, "all %u lanes are in use by threads (pv_options.lanes)",
-				s->nlanes);
+		return err;
 	}
 	t->lane = &s->lanes[t->lane_number];
 	t->fresh.object = PVI_NOTHING;

@@ -496,7 +496,7 @@ static void finish(struct pv_store *s, struct lane_rec *lane)
 
 int pvi_tx_check(const struct pv_store *s)
 {
-	for (uint32_t i = 0; i < s->nlanes; i++)
+	for (uint32_t i = 0; i < s->lanes_used; i++)
 		if (s->lanes[i].tx && !tx_sound(s, &s->lanes[i]))
 			return pvi_fail(-EBADMSG, "segment 0: lane %u: the transaction's log is damaged",
 					i);
@@ -505,7 +505,7 @@ int pvi_tx_check(const struct pv_store *s)
 
 bool pvi_tx_covers(const struct pv_store *s, uint64_t off)
 {
-	for (uint32_t i = 0; i < s->nlanes; i++) {
+	for (uint32_t i = 0; i < s->lanes_used; i++) {
 		const struct lane_rec *lane = &s->lanes[i];
 		const struct tx_entry_rec *e;
 		struct action_rec a;
@@ -526,7 +526,7 @@ uint64_t pvi_tx_recover(struct pv_store *s)
 {
 	uint64_t recovered = 0;
 
-	for (uint32_t i = 0; i < s->nlanes; i++) {
+	for (uint32_t i = 0; i < s->lanes_used; i++) {
 		struct lane_rec *lane = &s->lanes[i];
 
 		if (!lane->tx)

@@ -280,6 +280,7 @@ struct pv_store {
 	_Atomic uint32_t nsegments;
 	struct lane_rec *lanes;
 	uint32_t nlanes;
+	uint32_t lanes_used; /* those from here on were never taken: all zero, and without memory */
 
 	pthread_mutex_t heap_lock;
 	uint64_t *lanes_taken; /* bitmap */
