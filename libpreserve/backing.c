@@ -17,7 +17,7 @@
 
 #include "internal.h"
 
-#define CHUNK_MIN     (64ull << 10)
+#define CHUNK_MIN     (16ull << 10)
 #define CHUNK_SHIFT   3		    /* a chunk is at most 1/8 of what is used */
 #define HUGE_FROM     (4ull << 20)  /* a store of this size is worth huge pages */
 #define COLLAPSES_MAX 8u	    /* failures in a row, then no more is tried */

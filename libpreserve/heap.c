@@ -156,7 +156,7 @@ int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t a
 		return pvi_fail(-ENOSPC, "%zu bytes do not fit into the store's window", bytes);
 	n = (uint32_t) ((bytes + (1u << s->page_shift) - 1) >> s->page_shift);
 	pthread_mutex_lock(&s->heap_lock);
-	err = pvi_page_alloc(s, n, align_pages, &seg, &page);
+	err = pvi_page_alloc(s, n, align_pages, 0, &seg, &page);
 	if (!err) {
 		seg->slabs[page] = (struct pvi_slab){.nfree = n,
 						     .cursor = type,

@@ -195,10 +195,12 @@ bool pvi_page_run_sound(const struct pv_store *s, const struct pvi_segment *seg,
 int pvi_page_load(struct pv_store *s, struct pvi_segment *seg);
 /** Free what pvi_page_load() made. */
 void pvi_page_unload(struct pvi_segment *seg);
-/** Find, mark taken and commit n contiguous pages from a multiple of `align` pages on, growing the store
- *  if need be. */
-int pvi_page_alloc(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **seg,
-		   uint32_t *page);
+/**
+ * Find n contiguous pages from a multiple of `align` pages on, growing the store if need be, mark them
+ * taken, and obtain the memory of those from number `memory_from` on.
+ */
+int pvi_page_alloc(struct pv_store *s, uint32_t n, uint32_t align, uint32_t memory_from,
+		   struct pvi_segment **seg, uint32_t *page);
 /** Take n pages from `page` on, if they are free; false: they are not, or there is no memory. */
 bool pvi_page_take_at(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
 /** Mark pages free again (volatile; the page map is the caller's). */

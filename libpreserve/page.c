@@ -255,14 +255,14 @@ static bool take_backed_run(struct pv_store *s, struct pvi_segment *seg, uint32_
 	return false;
 }
 
-int pvi_page_alloc(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **out,
-		   uint32_t *page)
+int pvi_page_alloc(struct pv_store *s, uint32_t n, uint32_t align, uint32_t memory_from,
+		   struct pvi_segment **out, uint32_t *page)
 {
 	int err = obtain_pages(s, n, align, out, page);
 
 	if (err)
 		return err;
-	err = pvi_backing_commit(s, *out, *page, n);
+	err = pvi_backing_commit(s, *out, *page + memory_from, n - memory_from);
 	if (!err)
 		return 0;
 	pvi_page_free(s, *out, *page, n);

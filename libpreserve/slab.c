@@ -167,6 +167,27 @@ static void describe_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t
 	}
 }
 
+/* Slots of a page and more get their memory one by one, when they are taken: their slabs are large. */
+static bool takes_memory(const struct pv_store *s, const struct pvi_class *c)
+{
+	return c->slot_bytes >= 1u << s->page_shift;
+}
+
+/* The first page of a slab that needs memory from the start: that of the slab_rec. */
+static uint32_t first_memory(const struct pv_store *s, const struct pvi_class *c)
+{
+	return takes_memory(s, c) ? slab_color(c, 0, s->page_shift) >> s->page_shift : 0;
+}
+
+static int obtain_slot(struct pv_store *s, struct pvi_segment *seg, uint32_t page,
+			const struct pvi_class *c, uint32_t i)
+{
+	uint32_t first = (uint32_t) ((uint64_t) i * c->slot_bytes >> s->page_shift);
+	uint32_t last = (uint32_t) (((uint64_t) (i + 1) * c->slot_bytes - 1) >> s->page_shift);
+
+	return takes_memory(s, c) ? pvi_backing_commit(s, seg, page + first, last - first + 1) : 0;
+}
+
 /* A fresh slab on its bin's partial list. The pages are FREE in the map until the lane says
  * otherwise, so a crash while the slab is formatted leaves nothing. */
 static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class)
@@ -181,7 +202,7 @@ static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, 
 
 	if (!bin)
 		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", type);
-	err = pvi_page_alloc(s, c->npages, 1, &seg, &page);
+	err = pvi_page_alloc(s, c->npages, 1, c->in_grid ? 0 : first_memory(s, c), &seg, &page);
 	if (err)
 		return err;
 	off = seg->off + ((uint64_t) page << s->page_shift);
@@ -312,11 +333,13 @@ static uint32_t first_free(const uint8_t *bytes, uint32_t from, uint32_t n)
 	return n;
 }
 
-static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_slab *d,
-			   const struct pvi_class *c, struct pvi_magazine *m, uint32_t want)
+/* Slots of a slab for a magazine, as many as it has. -ENOMEM: there is no memory for one of them. */
+static int take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_slab *d,
+		      const struct pvi_class *c, struct pvi_magazine *m, uint32_t want)
 {
 	struct pvi_segment *seg = &s->segments[d->segment];
 	uint32_t page = page_of(seg, d), got = 0, i = d->cursor;
+	int err = 0;
 	uint8_t *slab = seg->addr + ((uint64_t) page << s->page_shift);
 	uint8_t *bytes = pvi_slab_bytes(s, seg, page, pvi_rec_load(seg->map, page));
 
@@ -330,6 +353,9 @@ static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_s
 			d->nfree = got;
 			break;
 		}
+		err = obtain_slot(s, seg, page, c, i);
+		if (err)
+			break;
 		__atomic_store_n(&bytes[i], PV_SLOT_HELD, __ATOMIC_RELAXED);
 		m->slots[m->n + got++] =
 			(struct pvi_held){slab + (size_t) i * c->slot_bytes, &bytes[i]};
@@ -342,7 +368,7 @@ static uint32_t take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_s
 		list_remove(&bin->partial, d);
 		d->state = PVI_SLAB_FULL;
 	}
-	return got;
+	return err;
 }
 
 /* Head page of the first cold slab of this type and class at or after `page`, passing over at most
@@ -409,7 +435,9 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 			if (err && !find_partial(s, bin, type, class, UINT32_MAX, UINT32_MAX))
 				return err;
 		}
-		take_slots(s, bin, bin->partial, c, m, want - m->n);
+		err = take_slots(s, bin, bin->partial, c, m, want - m->n);
+		if (err)
+			return m->n ? 0 : err;
 	}
 	return 0;
 }

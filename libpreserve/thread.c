@@ -184,6 +184,14 @@ static bool more_bins(struct pv_store *s, struct pvi_thread *t, uint32_t nbins)
 	return true;
 }
 
+/* Slots that a magazine takes at first: a few small ones, or a large one. Each refill takes twice as many. */
+static uint32_t first_refill(uint32_t slot_bytes)
+{
+	uint32_t n = PVI_FIRST_REFILL_BYTES / slot_bytes;
+
+	return n < 1 ? 1 : n > PVI_FIRST_REFILL ? PVI_FIRST_REFILL : n;
+}
+
 struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,
 					 uint32_t class)
 {
@@ -202,7 +210,7 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		if (!m)
 			return NULL;
 		m->limit = s->classes[class].magazine;
-		m->want = m->limit < PVI_FIRST_REFILL ? m->limit : PVI_FIRST_REFILL;
+		m->want = first_refill(s->classes[class].slot_bytes);
 		m->min_bytes = s->index.types[type].bytes;
 		m->depot = depot;
 		pthread_mutex_lock(&s->heap_lock);

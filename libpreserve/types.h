@@ -53,6 +53,7 @@
 #define PVI_MAGAZINE_SLOTS 128u
 #define PVI_BATCH_SLOTS	   64u /* half a magazine */
 #define PVI_FIRST_REFILL   8u
+#define PVI_FIRST_REFILL_BYTES 2048u
 #define PVI_CLASS_TABLE	   257u
 #define PVI_NO_CLASS	   127u /* no bin has it */
 
