@@ -43,7 +43,7 @@ MUTANTS = {
     'publish-without-intent': ('heap.c', 'heap', 'publish', [(
         '	pvi_lane_begin(t->lane, n);\n', '')]),
     'link-without-intent': ('heap.c', 'heap', 'publish', [(
-        '	pvi_lane_begin(t->lane, replace ? 3 : 2);\n', '')]),
+        '	pvi_lane_begin(lane, n);\n', '')]),
     # A slab is in the page map before it is formatted.
     'slab-before-format': ('slab.c', 'heap', 'reserve', [(
         '	slab_format(s, seg, page, rec);\n', ''), (
