@@ -143,12 +143,12 @@ int pvi_segment_grow''')]),
     'storm-no-grace-period': ('retire.c', 'storm', '-', [(
         '			r->flavor->update_call_rcu(&b->head, grace_period_over);\n',
         '			grace_period_over(&b->head);\n')]),
-    # A thread that ends gives its slots back without the lock.
-    'storm-exit-without-lock': ('thread.c', 'storm', '-', [(
-        """	pthread_mutex_lock(&s->heap_lock);
-	thread_leave(s, t);
-	pthread_mutex_unlock(&s->heap_lock);
-""", '	thread_leave(s, t);\n')]),
+    # A thread takes slots from slabs without the lock.
+    'storm-refill-without-lock': ('heap.c', 'storm', '-', [(
+        '''		pthread_mutex_lock(&s->heap_lock);
+		err = pvi_slab_refill(s, t, type, class, m);
+		pthread_mutex_unlock(&s->heap_lock);
+''', '		err = pvi_slab_refill(s, t, type, class, m);\n')]),
     # A split that first makes the new bucket visible.
     'split-in-two-steps': ('map_grow.c', 'map', 'map-grow', [(
         '''	if (!err)

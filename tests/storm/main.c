@@ -63,6 +63,8 @@ static void fail(const char *what)
 	finish(true);
 }
 
+static const int fatal[] = {SIGSEGV, SIGBUS, SIGABRT, SIGALRM};
+
 /* The check itself may meet what nobody foresaw. */
 static void on_signal(int signo)
 {
@@ -120,6 +122,8 @@ static void kill_one(const struct storm_plan *plan)
 	if (pid < 0)
 		fail("fork");
 	if (!pid) {
+		for (size_t i = 0; i < sizeof(fatal) / sizeof(fatal[0]); i++)
+			signal(fatal[i], SIG_DFL);
 		storm_work(&keeper, plan, storm_log);
 		_exit(1);
 	}
@@ -257,10 +261,8 @@ int main(int argc, char **argv)
 			 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (storm_log == MAP_FAILED || storm_keeper_init(&keeper))
 		fail("no memory for the log");
-	signal(SIGSEGV, on_signal);
-	signal(SIGBUS, on_signal);
-	signal(SIGABRT, on_signal);
-	signal(SIGALRM, on_signal);
+	for (size_t i = 0; i < sizeof(fatal) / sizeof(fatal[0]); i++)
+		signal(fatal[i], on_signal);
 	run();
 	finish(false);
 }
