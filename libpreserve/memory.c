@@ -27,11 +27,11 @@
 #define GOOD_FOR_NS   100000000ull /* how long a look is believed */
 #define GRANT_SHIFT   2		   /* a look entitles to a quarter of what it saw... */
 #define GRANT_MAX     (64ull << 20) /* ... and to no more */
-#define RESERVE_SHIFT 5		   /* left alone: 1/32 of the whole, within these bounds */
-#define SYSTEM_MIN    (8ull << 20)
+#define RESERVE_SHIFT 4		   /* left alone: 1/16 of the whole, within these bounds */
+#define SYSTEM_MIN    (16ull << 20)
 #define SYSTEM_MAX    (256ull << 20)
-#define CGROUP_MIN    (4ull << 20) /* a huge page, and something for the process itself */
-#define CGROUP_MAX    (64ull << 20)
+#define CGROUP_MIN    (8ull << 20) /* the process itself, and buffers of its connections */
+#define CGROUP_MAX    (128ull << 20)
 #define NO_LIMIT      (1ull << 60) /* version 1 has a number for it: nearly 2^63 */
 #define TEXT_BYTES    8192u
 
@@ -321,18 +321,19 @@ int pvi_memory_ask(uint8_t *addr, uint64_t bytes)
 		return 0;
 	}
 	room = look();
-	if (room.bytes < bytes) {
+	/* The kernel may put a huge page where only a small one is asked for. */
+	if (room.bytes < bytes + PVI_HUGE_BYTES) {
 		/* What has its memory needs no other. */
 		uint64_t missing = unbacked_bytes(addr, bytes);
 
-		if (missing > room.bytes)
+		if (missing && missing + PVI_HUGE_BYTES > room.bytes)
 			return pvi_fail(-ENOMEM,
 					"no memory for %" PRIu64 " bytes: %s has %" PRIu64
 					" left beside a reserve of %" PRIu64,
 					missing, room.where, room.bytes, room.reserve);
 		return 0;
 	}
-	grant = smaller((room.bytes - bytes) >> GRANT_SHIFT, GRANT_MAX);
+	grant = smaller((room.bytes - bytes - PVI_HUGE_BYTES) >> GRANT_SHIFT, GRANT_MAX);
 	atomic_store(&granted, (int64_t) grant);
 	atomic_store(&believed_until_ns, now + GOOD_FOR_NS);
 	return 0;
