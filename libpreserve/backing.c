@@ -123,8 +123,12 @@ void pvi_backing_release(struct pv_store *s)
 {
 	uint64_t used = s->used_pages << s->page_shift;
 	uint64_t most = used >> IDLE_SHIFT < IDLE_MIN ? IDLE_MIN : used >> IDLE_SHIFT;
+	uint64_t idle = s->idle_pages << s->page_shift;
 
-	if (s->idle_pages << s->page_shift <= most + s->idle_refused)
+	/* What was refused may have been used again, or trimmed. */
+	if (s->idle_refused > idle)
+		s->idle_refused = idle;
+	if (idle <= most + s->idle_refused)
 		return;
 	for (uint32_t i = 0; i < s->nsegments; i++) {
 		if (s->segments[i].loaded && !pvi_backing_punch(s, &s->segments[i], false))

@@ -39,7 +39,8 @@ int pv_reserve_aligned(struct pv_store *s, pv_type_t type, size_t bytes, size_t 
 	if (!align || (align & (align - 1)) || align > 1ull << s->granule_shift)
 		return pvi_fail(-EINVAL, "an alignment of %zu bytes: not a power of two up to %llu",
 				align, 1ull << s->granule_shift);
-	if (align <= 16 || !bytes)
+	/* Also for its errors: what is asked for here is rounded up, and so not to be found too small. */
+	if (align <= 16 || !bytes || type > PV_TYPES_MAX || bytes < s->index.types[type].bytes)
 		return pv_reserve(s, type, bytes, out);
 	if (align <= 1u << s->page_shift) {
 		/* Slabs begin on a page, so slots of a multiple of `align` are aligned. */
@@ -131,6 +132,10 @@ int pv_realloc(struct pv_store *s, void **dest, size_t bytes)
 		object = *dest;
 		err = pvi_heap_find_live(s, object, &o);
 	}
+#ifdef PVI_DEBUG_CHECKS
+	if (!err)
+		err = pvi_root_keep(s, object);
+#endif
 	if (err)
 		return pvi_misuse(err);
 	type = o.byte ? pvi_bin_type(o.bin) : pvi_rec_extent_type(o.rec);

@@ -161,6 +161,19 @@ static int replace_a_root(struct heap *h)
 			  3);
 }
 
+static int realloc_nothing(struct heap *h)
+{
+	return pv_realloc(h->s, &store_cells(h->s)->cells[7], 100);
+}
+
+static int realloc_a_root(struct heap *h)
+{
+	struct cells *t = store_cells(h->s);
+
+	t->cells[0] = t;
+	return pv_realloc(h->s, &t->cells[0], sizeof(*t));
+}
+
 static int free_reserved(struct heap *h)
 {
 	return pv_publish(h->s, &PV_FREE(h->object), 1);
@@ -222,6 +235,8 @@ static const struct misuse {
 	{free_a_root, "is root root, which is never freed"},
 	{free_a_root_in_a_transaction, "is root root, which is never freed"},
 	{replace_a_root, "is root root, which is never freed"},
+	{realloc_nothing, "is not the start of an object"},
+	{realloc_a_root, "is root table, which is never freed"},
 	{free_reserved, "is reserved, not live"},
 	{publish_twice, "is live, not reserved"},
 	{cancel_live, "is not reserved"},

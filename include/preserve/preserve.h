@@ -347,8 +347,9 @@ int pv_alloc(struct pv_store *store, pv_type_t type, size_t bytes, void **dest);
  * *dest, as one. Bytes beyond the old size are undefined.
  *
  * Errors, with nothing changed: -EINVAL `bytes` is 0 or less than the type has, *dest names no live
- * object; and those of pv_reserve(). Crash: the old object or the new one. Any thread; the caller's lock
- * protects *dest and the object, whose contents are copied.
+ * object (of a root object what is said of PV_FREE holds); and those of pv_reserve(). Crash: the old
+ * object or the new one. Any thread; the caller's lock protects *dest and the object, whose contents are
+ * copied.
  */
 int pv_realloc(struct pv_store *store, void **dest, size_t bytes);
 
