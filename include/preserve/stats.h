@@ -18,7 +18,8 @@
  * or freed may be seen before or after.
  *
  * What it costs. It reads a word for each page and a byte for each slot (some ten milliseconds for 7
- * million objects of 64 bytes), touches no object, and holds the heap's lock for some tens of microseconds at a time.
+ * million objects of 64 bytes), touches no object, and holds the heap's lock for some tens of
+ * microseconds at a time.
  *
  * Through a PV_RDONLY handle there are no threads, and what is live is all that counts: slots that a
  * process holds are counted as free, which they are once it is gone, and `largest_bytes` is 0. Segments
@@ -119,12 +120,12 @@ struct pv_stats {
 	/*
 	 * The largest single pv_reserve() that would succeed now for any type, one that has no slot free
 	 * included: what fits into the longest run of free pages, or into the largest segment that limit,
-	 * window and index still allow. After a pv_trim() a page more would be refused with -ENOSPC; else it
-	 * may succeed, as an allocation that finds no room first collects what is held and what an earlier
-	 * process left. Not considered is what
-	 * can be known by trying only: whether the handover backend keeps another segment, and whether
-	 * there is the memory (-ENOMEM; see available_bytes). Smaller sizes need not all succeed when little is left: a
-	 * slab of a smaller class can be longer than this.
+	 * window and index still allow. After a pv_trim() a page more would be refused with -ENOSPC; else
+	 * it may succeed, as an allocation that finds no room first collects what is held and what an
+	 * earlier process left. Not considered is what can be known by trying only: whether the handover
+	 * backend keeps another segment, and whether there is the memory (-ENOMEM; see available_bytes).
+	 * Smaller sizes need not all succeed when little is left: a slab of a smaller class can be longer
+	 * than this.
 	 */
 	uint64_t largest_bytes;
 
