@@ -5,6 +5,11 @@
  * objects that one thread allocates and another frees go round in batches, at the price of one short
  * lock for each.
  *
+ * A depot has a few shards, each with a lock of its own. A thread leaves batches in the shard of its lane
+ * and looks there first, so that it gets back what it had, which may still be in its cache; only then in
+ * those of others. (threadtest with two threads: 19 million a second with one shard, most of the time waiting for
+ * slot bytes that the other processor had.)
+ *
  * Slots in a depot stay HELD in the arena, so a slab is not seen to be empty while some of its slots
  * are here. Before the store grows for want of pages, all depots, and the magazines of the
  * thread that needs them, are emptied into the slabs, and slabs that are empty then give their pages
@@ -15,15 +20,23 @@
 
 #include "internal.h"
 
-void pvi_depot_init(struct pvi_bin *bin)
+struct pvi_depot *pvi_depot_new(void)
 {
+	struct pvi_depot *shards =
+		aligned_alloc(_Alignof(struct pvi_depot), PVI_SHARDS * sizeof(*shards));
 	pthread_mutexattr_t attr;
 
+	if (!shards)
+		return NULL;
 	pthread_mutexattr_init(&attr);
 	/* Held for some ten nanoseconds: spin a little before going to sleep. */
 	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
-	pthread_mutex_init(&bin->depot_lock, &attr);
+	for (uint32_t i = 0; i < PVI_SHARDS; i++) {
+		shards[i] = (struct pvi_depot){0};
+		pthread_mutex_init(&shards[i].lock, &attr);
+	}
 	pthread_mutexattr_destroy(&attr);
+	return shards;
 }
 
 static void batches_free(struct pvi_batch *b)
@@ -36,47 +49,47 @@ static void batches_free(struct pvi_batch *b)
 	}
 }
 
-void pvi_depot_free(struct pvi_bin *bins)
+void pvi_depot_free(struct pvi_depot *shards)
 {
-	for (uint32_t i = 0; bins && i < PVI_CLASSES; i++) {
-		batches_free(bins[i].depot);
-		batches_free(bins[i].spare);
-		pthread_mutex_destroy(&bins[i].depot_lock);
+	for (uint32_t i = 0; shards && i < PVI_SHARDS; i++) {
+		batches_free(shards[i].full);
+		batches_free(shards[i].spare);
+		pthread_mutex_destroy(&shards[i].lock);
 	}
-	free(bins);
+	free(shards);
 }
 
-/* An empty batch on top of the depot. */
-static struct pvi_batch *batch_new(struct pvi_bin *bin)
+/* An empty batch on top of a shard. */
+static struct pvi_batch *batch_new(struct pvi_depot *d)
 {
-	struct pvi_batch *b = bin->spare;
+	struct pvi_batch *b = d->spare;
 
 	if (b)
-		bin->spare = b->next;
+		d->spare = b->next;
 	else
 		b = malloc(sizeof(*b));
 	if (!b)
 		return NULL;
 	b->n = 0;
-	b->next = bin->depot;
-	__atomic_store_n(&bin->depot, b, __ATOMIC_RELAXED);
+	b->next = d->full;
+	__atomic_store_n(&d->full, b, __ATOMIC_RELAXED);
 	return b;
 }
 
 bool pvi_depot_give(struct pvi_magazine *m, uint32_t count)
 {
-	struct pvi_bin *bin = m->depot;
+	struct pvi_depot *d = &m->depot[m->shard];
 	struct pvi_batch *b;
 
-	pthread_mutex_lock(&bin->depot_lock);
-	b = bin->depot;
+	pthread_mutex_lock(&d->lock);
+	b = d->full;
 	if (!b || b->n + count > PVI_BATCH_SLOTS)
-		b = batch_new(bin);
+		b = batch_new(d);
 	if (b) {
 		for (uint32_t i = 0; i < count; i++)
 			b->slots[b->n++] = m->slots[i].object;
 	}
-	pthread_mutex_unlock(&bin->depot_lock);
+	pthread_mutex_unlock(&d->lock);
 	if (!b)
 		return false;
 	m->n -= count;
@@ -84,56 +97,71 @@ bool pvi_depot_give(struct pvi_magazine *m, uint32_t count)
 	return true;
 }
 
-bool pvi_depot_take(const struct pv_store *s, struct pvi_magazine *m)
+static bool take(const struct pv_store *s, struct pvi_magazine *m, struct pvi_depot *d)
 {
-	struct pvi_bin *bin = m->depot;
 	struct pvi_batch *b;
 
-	if (!__atomic_load_n(&bin->depot, __ATOMIC_RELAXED))
+	if (!__atomic_load_n(&d->full, __ATOMIC_RELAXED))
 		return false;
-	pthread_mutex_lock(&bin->depot_lock);
-	b = bin->depot;
+	pthread_mutex_lock(&d->lock);
+	b = d->full;
 	if (b) {
-		__atomic_store_n(&bin->depot, b->next, __ATOMIC_RELAXED);
+		__atomic_store_n(&d->full, b->next, __ATOMIC_RELAXED);
 		for (uint32_t i = 0; i < b->n; i++)
 			m->slots[i] = (struct pvi_held){b->slots[i],
 							pvi_page_byte(s, b->slots[i])};
 		m->n = b->n;
-		b->next = bin->spare;
-		bin->spare = b;
+		b->next = d->spare;
+		d->spare = b;
 	}
-	pthread_mutex_unlock(&bin->depot_lock);
+	pthread_mutex_unlock(&d->lock);
 	return b != NULL;
 }
 
-uint64_t pvi_depot_slots(struct pvi_bin *bin)
+bool pvi_depot_take(const struct pv_store *s, struct pvi_magazine *m)
+{
+	for (uint32_t i = 0; i < PVI_SHARDS; i++)
+		if (take(s, m, &m->depot[(m->shard + i) % PVI_SHARDS]))
+			return true;
+	return false;
+}
+
+uint64_t pvi_depot_slots(struct pvi_depot *shards)
 {
 	uint64_t n = 0;
 
-	pthread_mutex_lock(&bin->depot_lock);
-	for (const struct pvi_batch *b = bin->depot; b; b = b->next)
-		n += b->n;
-	pthread_mutex_unlock(&bin->depot_lock);
+	for (uint32_t i = 0; shards && i < PVI_SHARDS; i++) {
+		pthread_mutex_lock(&shards[i].lock);
+		for (const struct pvi_batch *b = shards[i].full; b; b = b->next)
+			n += b->n;
+		pthread_mutex_unlock(&shards[i].lock);
+	}
 	return n;
 }
 
-/* Empty one depot into its slabs. */
-static void drain(struct pv_store *s, struct pvi_thread *t, struct pvi_bin *bin)
+static struct pvi_batch *take_all(struct pvi_depot *d, struct pvi_batch **list)
 {
 	struct pvi_batch *all;
 
-	pthread_mutex_lock(&bin->depot_lock);
-	all = bin->depot;
-	__atomic_store_n(&bin->depot, NULL, __ATOMIC_RELAXED);
-	pthread_mutex_unlock(&bin->depot_lock);
+	pthread_mutex_lock(&d->lock);
+	all = *list;
+	__atomic_store_n(list, NULL, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&d->lock);
+	return all;
+}
+
+/* Empty a shard into its slabs. */
+static void drain(struct pv_store *s, struct pvi_thread *t, struct pvi_depot *d)
+{
+	struct pvi_batch *all;
+
+	if (!__atomic_load_n(&d->full, __ATOMIC_RELAXED))
+		return;
+	all = take_all(d, &d->full);
 	for (struct pvi_batch *b = all; b; b = b->next)
 		pvi_slab_return(s, t, b->slots, b->n);
 	batches_free(all);
-	pthread_mutex_lock(&bin->depot_lock);
-	all = bin->spare;
-	bin->spare = NULL;
-	pthread_mutex_unlock(&bin->depot_lock);
-	batches_free(all);
+	batches_free(take_all(d, &d->spare));
 }
 
 static void flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m)
@@ -165,8 +193,8 @@ void pvi_depot_drain(struct pv_store *s, struct pvi_thread *t)
 		struct pvi_bin *bins = s->index.types[type].bins;
 
 		for (uint32_t class = 0; bins && class < s->nclasses; class++) {
-			if (__atomic_load_n(&bins[class].depot, __ATOMIC_RELAXED))
-				drain(s, t, &bins[class]);
+			for (uint32_t i = 0; bins[class].depot && i < PVI_SHARDS; i++)
+				drain(s, t, &bins[class].depot[i]);
 			pvi_slab_release_empty(s, t, &bins[class]);
 		}
 	}

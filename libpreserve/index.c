@@ -131,7 +131,7 @@ void pvi_index_free(struct pvi_index *idx)
 {
 	for (uint32_t i = 1; idx->types && i <= idx->ntypes; i++) {
 		free(idx->types[i].pointers);
-		pvi_depot_free(idx->types[i].bins);
+		pvi_slab_bins_free(idx->types[i].bins);
 	}
 	free(idx->types);
 	free(idx->roots);

@@ -263,6 +263,10 @@ static inline uint32_t pvi_bits_count(const uint64_t *bits, uint32_t from, uint3
 
 /** The bin of a type and class, made on first use. NULL: no memory. */
 struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class);
+/** Its depot, in the same way. */
+struct pvi_depot *pvi_slab_depot(struct pv_store *s, uint32_t type, uint32_t class);
+/** Free the bins of a type, or NULL. */
+void pvi_slab_bins_free(struct pvi_bin *bins);
 /** Take some slots for an empty magazine; none is an error. */
 int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class,
 		    struct pvi_magazine *m);
@@ -293,15 +297,16 @@ static inline uint8_t *pvi_slab_bytes(const struct pv_store *s, const struct pvi
 
 /* ---- depot.c ---- */
 
-void pvi_depot_init(struct pvi_bin *bin);
-/** Free the bins of a type, and what is in their depots. */
-void pvi_depot_free(struct pvi_bin *bins);
+/** A depot; NULL: no memory. */
+struct pvi_depot *pvi_depot_new(void);
+/** Free a depot, or NULL, with the batches that are in it. */
+void pvi_depot_free(struct pvi_depot *shards);
 /** Leave the oldest `count` slots of a magazine, at most half of one; false: no memory to note them. */
 bool pvi_depot_give(struct pvi_magazine *m, uint32_t count);
 /** Fill an empty magazine; false: the depot has none. */
 bool pvi_depot_take(const struct pv_store *s, struct pvi_magazine *m);
-/** How many slots a depot has. */
-uint64_t pvi_depot_slots(struct pvi_bin *bin);
+/** How many slots a depot, or NULL, has. */
+uint64_t pvi_depot_slots(struct pvi_depot *shards);
 /** Leave everything that a thread has. heap_lock. */
 void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t);
 /** Empty all depots and the thread's magazines into the slabs, and make free pages of the slabs that

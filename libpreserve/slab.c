@@ -25,36 +25,62 @@
 
 /* ---- bins ---- */
 
-static void list_push(struct pvi_slab **list, struct pvi_slab *d)
+/* A slab with free slots joins the list of its shard. */
+static void list_push(struct pvi_bin *bin, struct pvi_slab *d)
 {
+	struct pvi_slab **list = &bin->partial[d->shard];
+
 	d->prev = NULL;
 	d->next = *list;
 	if (*list)
 		(*list)->prev = d;
 	*list = d;
+	bin->npartial[d->shard]++;
 }
 
-static void list_remove(struct pvi_slab **list, struct pvi_slab *d)
+static void list_remove(struct pvi_bin *bin, struct pvi_slab *d)
 {
 	if (d->prev)
 		d->prev->next = d->next;
 	else
-		*list = d->next;
+		bin->partial[d->shard] = d->next;
 	if (d->next)
 		d->next->prev = d->prev;
 	d->next = d->prev = NULL;
+	bin->npartial[d->shard]--;
+}
+
+/* The shard whose slabs the calling thread uses. */
+static uint8_t own_shard(const struct pv_store *s)
+{
+	const struct pvi_thread *t = pvi_thread_find(s);
+
+	return t ? (uint8_t) (t->lane_number % PVI_SHARDS) : 0;
 }
 
 struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class)
 {
 	struct pvi_type *t = &s->index.types[type];
 
-	if (!t->bins) {
+	if (!t->bins)
 		t->bins = calloc(PVI_CLASSES, sizeof(*t->bins));
-		for (uint32_t i = 0; t->bins && i < PVI_CLASSES; i++)
-			pvi_depot_init(&t->bins[i]);
-	}
 	return t->bins ? &t->bins[class] : NULL;
+}
+
+struct pvi_depot *pvi_slab_depot(struct pv_store *s, uint32_t type, uint32_t class)
+{
+	struct pvi_bin *bin = pvi_slab_bin(s, type, class);
+
+	if (bin && !bin->depot)
+		bin->depot = pvi_depot_new();
+	return bin ? bin->depot : NULL;
+}
+
+void pvi_slab_bins_free(struct pvi_bin *bins)
+{
+	for (uint32_t i = 0; bins && i < PVI_CLASSES; i++)
+		pvi_depot_free(bins[i].depot);
+	free(bins);
 }
 
 static uint32_t page_of(const struct pvi_segment *seg, const struct pvi_slab *d)
@@ -217,8 +243,12 @@ static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, 
 
 	d = &seg->slabs[page];
 	*d = (struct pvi_slab){
-		.nfree = c->usable, .segment = (uint16_t) seg->number, .state = PVI_SLAB_PARTIAL};
-	list_push(&bin->partial, d);
+		.nfree = c->usable,
+		.segment = (uint16_t) seg->number,
+		.state = PVI_SLAB_PARTIAL,
+		.shard = (uint8_t) (t->lane_number % PVI_SHARDS),
+	};
+	list_push(bin, d);
 	return 0;
 }
 
@@ -227,7 +257,7 @@ static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bi
 {
 	uint32_t page = page_of(seg, d);
 
-	list_remove(&bin->partial, d);
+	list_remove(bin, d);
 	t->lane->actions[0].where = pvi_lane_where(
 		PV_DO_PAGES, seg->off + ((uint64_t) page << s->page_shift));
 	t->lane->actions[0].value = pvi_rec_free(c->npages);
@@ -303,9 +333,10 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 		.nfree = (uint32_t) nfree,
 		.segment = (uint16_t) seg->number,
 		.state = nfree ? PVI_SLAB_PARTIAL : PVI_SLAB_FULL,
+		.shard = own_shard(s),
 	};
 	if (nfree)
-		list_push(&bin->partial, d);
+		list_push(bin, d);
 	describe_pages(s, seg, page, rec);
 	return 0;
 }
@@ -365,7 +396,7 @@ static int take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_slab *
 	d->cursor = i;
 	d->nfree -= got;
 	if (!d->nfree) {
-		list_remove(&bin->partial, d);
+		list_remove(bin, d);
 		d->state = PVI_SLAB_FULL;
 	}
 	return err;
@@ -392,15 +423,34 @@ static uint32_t find_cold(const struct pvi_segment *seg, uint32_t page, uint32_t
 	return page < seg->npages ? page : seg->npages;
 }
 
-/* Warm cold slabs of a bin until one has a free slot. */
-static bool find_partial(struct pv_store *s, struct pvi_bin *bin, uint32_t type, uint32_t class,
-			 uint32_t warms, uint32_t looks)
+/*
+ * A slab with free slots: one of the shard, else, if another shard has more than one, one of those; `any`:
+ * also its only one. Threads of different shards so do not write to the same lines of slot bytes.
+ */
+static struct pvi_slab *choose(const struct pvi_bin *bin, uint32_t shard, bool any)
 {
-	while (!bin->partial && warms && looks && bin->cold_segment < s->nsegments) {
+	for (uint32_t i = 0; i < PVI_SHARDS; i++) {
+		uint32_t k = (shard + i) % PVI_SHARDS;
+
+		if (bin->npartial[k] > (i == 0 || any ? 0u : 1u))
+			return bin->partial[k];
+	}
+	return NULL;
+}
+
+/* The same, after warming cold slabs of the bin until one has a free slot. */
+static struct pvi_slab *find_partial(struct pv_store *s, struct pvi_bin *bin, uint32_t type,
+				     uint32_t class, uint32_t warms, uint32_t looks, bool any)
+{
+	uint32_t shard = own_shard(s);
+	struct pvi_slab *d;
+
+	while (!(d = choose(bin, shard, any)) && warms && looks &&
+	       bin->cold_segment < s->nsegments) {
 		struct pvi_segment *seg = &s->segments[bin->cold_segment];
 
 		if (pvi_page_load(s, seg))
-			return false;
+			return NULL;
 		bin->cold_page = find_cold(seg, bin->cold_page, type, class, &looks);
 		if (bin->cold_page == seg->npages) {
 			bin->cold_segment++;
@@ -411,7 +461,7 @@ static bool find_partial(struct pv_store *s, struct pvi_bin *bin, uint32_t type,
 			warms--;
 		}
 	}
-	return bin->partial != NULL;
+	return d;
 }
 
 int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uint32_t class,
@@ -420,6 +470,7 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 	const struct pvi_class *c = &s->classes[class];
 	struct pvi_bin *bin = pvi_slab_bin(s, type, class);
 	uint32_t want = m->want;
+	struct pvi_slab *d;
 	int err;
 
 	if (!bin)
@@ -427,15 +478,17 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 	if (want < (m->limit + 1) / 2)
 		m->want = 2 * want < (m->limit + 1) / 2 ? 2 * want : (m->limit + 1) / 2;
 	while (m->n < want) {
-		if (!find_partial(s, bin, type, class, COLD_WARMS, COLD_LOOKS)) {
+		d = find_partial(s, bin, type, class, COLD_WARMS, COLD_LOOKS, false);
+		if (!d) {
 			if (m->n)
 				break;
 			err = slab_create(s, t, type, class);
 			/* Full: before saying so, look at everything that is still cold. */
-			if (err && !find_partial(s, bin, type, class, UINT32_MAX, UINT32_MAX))
+			d = find_partial(s, bin, type, class, err ? UINT32_MAX : 0, UINT32_MAX, err);
+			if (!d)
 				return err;
 		}
-		err = take_slots(s, bin, bin->partial, c, m, want - m->n);
+		err = take_slots(s, bin, d, c, m, want - m->n);
 		if (err)
 			return m->n ? 0 : err;
 	}
@@ -472,10 +525,10 @@ void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slot
 			d->cursor = i;
 		if (d->state == PVI_SLAB_FULL) {
 			d->state = PVI_SLAB_PARTIAL;
-			list_push(&bin->partial, d);
+			list_push(bin, d);
 		}
 		/* Empty, and not the bin's last reserve: the pages may serve another class. */
-		if (d->nfree == c->usable && bin->partial->next) {
+		if (d->nfree == c->usable && bin->npartial[d->shard] > 1) {
 			slab_release(s, t, bin, seg, d, c);
 			p = NULL;
 		}
@@ -514,13 +567,15 @@ bool pvi_slab_reclaim_cold(struct pv_store *s, struct pvi_thread *t, uint32_t wa
 
 void pvi_slab_release_empty(struct pv_store *s, struct pvi_thread *t, struct pvi_bin *bin)
 {
-	for (struct pvi_slab *d = bin->partial, *next; d; d = next) {
-		struct pvi_segment *seg = &s->segments[d->segment];
-		uint64_t rec = pvi_rec_load(seg->map, page_of(seg, d));
-		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
+	for (uint32_t k = 0; k < PVI_SHARDS; k++) {
+		for (struct pvi_slab *d = bin->partial[k], *next; d; d = next) {
+			struct pvi_segment *seg = &s->segments[d->segment];
+			uint64_t rec = pvi_rec_load(seg->map, page_of(seg, d));
+			const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
 
-		next = d->next;
-		if (d->nfree == c->usable)
-			slab_release(s, t, bin, seg, d, c);
+			next = d->next;
+			if (d->nfree == c->usable)
+				slab_release(s, t, bin, seg, d, c);
+		}
 	}
 }

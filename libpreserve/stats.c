@@ -314,7 +314,7 @@ static void count_depots(struct pv_store *s, struct stats *st)
 	for (uint32_t type = 1; type <= st->public.ntypes; type++) {
 		pthread_mutex_lock(&s->heap_lock);
 		for (uint32_t c = 0; s->index.types[type].bins && c < s->nclasses; c++) {
-			uint64_t n = pvi_depot_slots(&s->index.types[type].bins[c]);
+			uint64_t n = pvi_depot_slots(s->index.types[type].bins[c].depot);
 
 			st->public.depot_slots += n;
 			st->public.depot_bytes += n * s->classes[c].slot_bytes;

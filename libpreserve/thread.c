@@ -197,14 +197,14 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 {
 	uint32_t bin = pvi_bin_number(type, class), nbins = pvi_bin_number(type + 1, 0);
 	struct pvi_magazine *m;
-	struct pvi_bin *depot;
+	struct pvi_depot *depot;
 
 	if (bin >= t->nbins && !more_bins(s, t, nbins))
 		return NULL;
 	m = t->magazines[bin];
 	if (m == &no_magazine) {
 		pthread_mutex_lock(&s->heap_lock);
-		depot = pvi_slab_bin(s, type, class);
+		depot = pvi_slab_depot(s, type, class);
 		pthread_mutex_unlock(&s->heap_lock);
 		m = depot ? calloc(1, sizeof(*m)) : NULL;
 		if (!m)
@@ -213,6 +213,7 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		m->want = first_refill(s->classes[class].slot_bytes);
 		m->min_bytes = s->index.types[type].bytes;
 		m->depot = depot;
+		m->shard = t->lane_number % PVI_SHARDS;
 		pthread_mutex_lock(&s->heap_lock);
 		t->magazines[bin] = m;
 		pthread_mutex_unlock(&s->heap_lock);

@@ -24,7 +24,7 @@
  *	reclaiming	(retire.c) one callback at a time gives memory back; none while the heap is walked
 	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
  *			index_lock, the list of types
- *	depot_lock	of one bin: its depot
+ *	pvi_depot.lock	a shard of one bin's depot
  *	handover_lock	handover calls; held while a segment joins, so that a prepare sees it on both
  *			sides or on neither
  *	index_lock	the index and what it is made from (types, roots, segment list)
@@ -51,6 +51,7 @@
 #define PVI_ROOTS_MAX	   4096u
 #define PVI_INDEX_SLACK	   256u /* left free: the next attach may write longer version strings */
 #define PVI_MAGAZINE_SLOTS 128u
+#define PVI_SHARDS	   8u /* of a depot, and of a bin's slabs */
 #define PVI_BATCH_SLOTS	   64u /* half a magazine */
 #define PVI_FIRST_REFILL   8u
 #define PVI_FIRST_REFILL_BYTES 2048u
@@ -101,6 +102,7 @@ struct pvi_slab {
 	uint32_t cursor; /* no FREE slot byte before it; of a held extent: type */
 	uint16_t segment;
 	uint8_t state; /* enum pvi_slab_state */
+	uint8_t shard; /* of a slab: whose list it is on */
 };
 
 struct pvi_segment {
@@ -133,17 +135,22 @@ struct pvi_batch {
 	void *slots[PVI_BATCH_SLOTS];
 };
 
+/** A shard of a depot: what threads had too many of. */
+struct pvi_depot {
+	_Alignas(64) pthread_mutex_t lock;
+	struct pvi_batch *full;	 /* batches with slots */
+	struct pvi_batch *spare; /* empty ones */
+};
+
 /** The slots of one type and class that no thread has. */
 struct pvi_bin {
 	/* Under heap_lock. */
-	struct pvi_slab *partial; /* slabs that have free slots */
+	struct pvi_slab *partial[PVI_SHARDS]; /* slabs that have free slots, by who made or warmed them */
+	uint32_t npartial[PVI_SHARDS];
 	/* None of its slabs before this place is cold. */
 	uint32_t cold_segment;
 	uint32_t cold_page;
-	/* The depot: what threads had too many of. */
-	pthread_mutex_t depot_lock;
-	struct pvi_batch *depot;
-	struct pvi_batch *spare; /* empty ones */
+	struct pvi_depot *depot; /* PVI_SHARDS; made for the first magazine, then constant */
 };
 
 /** A slot that a thread holds: the object's address and that of its slot byte. */
@@ -158,7 +165,8 @@ struct pvi_magazine {
 	uint32_t limit;
 	uint32_t min_bytes; /* what the type is at least, which may be less than the class */
 	uint32_t want;	    /* how many slots the next refill from slabs takes: more each time */
-	struct pvi_bin *depot;
+	uint32_t shard;	    /* of the depot, this thread's */
+	struct pvi_depot *depot;
 	struct pvi_held slots[PVI_MAGAZINE_SLOTS];
 };
 
