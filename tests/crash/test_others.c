@@ -94,12 +94,15 @@ static int warm_b_holds(void *ctx)
 	return f->n_warmed++ == 0 ? 0 : hold(f);
 }
 
-/* The magazine overflows, slabs become empty and go back to the page map; then an object is freed.
- */
+/* Slabs that are empty give their pages back, which pv_trim() does now and growth does when there are
+ * none left; then an object is freed. */
 static int op_release(void *ctx, uintptr_t slot)
 {
+	struct fixture *f = ctx;
 	int rc = op_cancel_held(ctx, 0);
 
+	if (!rc)
+		rc = pv_trim(f->store, NULL);
 	return rc ? rc : op_unlink(ctx, slot);
 }
 
