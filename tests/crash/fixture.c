@@ -299,6 +299,23 @@ bool fixture_has_root(struct fixture *f, const char *name)
 	return view_index(f, &view) && find_root(&view, name);
 }
 
+static unsigned kept(const struct fixture *f)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < FIXTURE_TOKENS; i++)
+		n += f->kept[i] >= 0;
+	return n;
+}
+
+static unsigned named(struct fixture *f)
+{
+	struct pv_info info;
+
+	pv_info_get(f->store, &info);
+	return info.segments + 1;
+}
+
 int fixture_recover(void *ctx, const struct crash_image *image)
 {
 	struct fixture *f = ctx;
@@ -317,6 +334,10 @@ int fixture_recover(void *ctx, const struct crash_image *image)
 			return -errno;
 	}
 	rc = fixture_open(f, 0);
+	if (rc == 0 && kept(f) != named(f)) {
+		crash_note("%u descriptors are kept, the index names %u", kept(f), named(f));
+		return -EUCLEAN;
+	}
 	if (rc == 0 && pv_check(f->store, tell, NULL, &report) == 0 && report.reserved_objects) {
 		crash_note("%" PRIu64 " objects are still reserved after the attach",
 			   report.reserved_objects);
@@ -383,6 +404,7 @@ static bool object_whole(const struct live *o, uint64_t *hash)
 
 	*hash = mix(*hash + r->key + ((uint64_t)r->bytes << 32));
 	*hash = mix(*hash + r->word);
+	*hash = mix(*hash + o->bytes);
 	if (r->bytes == 0) {
 		for (size_t i = 0; i < 2; i++) {
 			if (((const uint64_t *)(const void *)o->at)[i]) {

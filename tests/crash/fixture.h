@@ -7,7 +7,8 @@
  * The contents: a root object "table" of FIXTURE_SLOTS pointers, each NULL or the only pointer to a
  * live object that says by its bytes whether it is whole. The check demands that pv_check() finds
  * nothing, that every pointer leads to a live object of the right size, and that every live object
- * is reached exactly once, so that a leak is as much of a failure as a dangling pointer.
+ * is reached exactly once, so that a leak is as much of a failure as a dangling pointer. What an object
+ * could hold is part of the contents. After a recovery just those descriptors are kept that the index names.
  */
 #ifndef FIXTURE_H
 #define FIXTURE_H
@@ -21,6 +22,7 @@ enum {
 	FIXTURE_TOKENS = 16,
 	FIXTURE_ROOTS = 8,
 	FIXTURE_MANY = 20,
+	FIXTURE_LOOSE_BYTES = 64,
 };
 
 struct fixture {
@@ -130,6 +132,19 @@ int op_retire_tx(void *ctx, uintptr_t slots);	/* replaces a, unlinks b: SLOT(a, 
 int op_retire_tx_abort(void *ctx, uintptr_t slot);
 int op_reclaim(void *ctx, uintptr_t unused);	/* the grace period is over: all is given back */
 int op_reclaim_link(void *ctx, uintptr_t arg);	/* and an object is linked, in that memory if it can */
+/* Other sizes, alignment, memory given back (fixture_object.c). A loose object has FIXTURE_LOOSE_BYTES of
+ * contents, whatever its size, and so may shrink. */
+int op_link_loose(void *ctx, uintptr_t arg);
+int op_link_stays(void *ctx, uintptr_t arg);	/* op_link(), which must not add a segment */
+int op_short_link(void *ctx, uintptr_t arg);	/* the same as without `short`, by pv_link() ... */
+int op_short_replace(void *ctx, uintptr_t arg);
+int op_short_unlink(void *ctx, uintptr_t slot);
+int op_realloc(void *ctx, uintptr_t arg);
+int op_realloc_stays(void *ctx, uintptr_t arg); /* which must be done in place */
+int op_realloc_moves(void *ctx, uintptr_t arg); /* or must not */
+int op_link_aligned(void *ctx, uintptr_t arg);	/* a loose object: SLOT(s, log2 of the alignment) */
+int op_trim(void *ctx, uintptr_t unused);
+int op_trim_to(void *ctx, uintptr_t segments);	/* must leave so many */
 int op_type(void *ctx, uintptr_t number); /* register a new type */
 int op_root(void *ctx, uintptr_t number); /* create a new root */
 int op_create(void *ctx, uintptr_t flags);

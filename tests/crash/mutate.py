@@ -182,6 +182,64 @@ int pvi_segment_grow''')]),
 		retired''', '''		if (actions[i].op != PV_ACTION_STORE && actions[i].op != PV_ACTION_RETIRE)
 			pvi_heap_settle(s, t, &actions[i], &objects[i]);
 		retired''')]),
+    # An extent shrinks in two intents: first it, then the pages that it leaves.
+    'shrink-in-two-intents': ('object.c', 'object', 'realloc-extents', [(
+        '''	a[1].where = pvi_lane_where(PV_DO_PAGES, off + ((uint64_t) n << s->page_shift));
+	a[1].value = pvi_rec_free(had - n);
+	pvi_lane_run(s, t->lane, 2);
+''', '''	pvi_lane_run(s, t->lane, 1);
+	a[0].where = pvi_lane_where(PV_DO_PAGES, off + ((uint64_t) n << s->page_shift));
+	a[0].value = pvi_rec_free(had - n);
+	pvi_lane_run(s, t->lane, 1);
+''')]),
+    # It grows without an intent.
+    'grow-without-intent': ('object.c', 'object', 'realloc-extents', [(
+        '	pvi_lane_run(s, t->lane, 1);\n	return true;\n',
+        '	pvi_lane_apply(s, &t->lane->actions[0]);\n	return true;\n')]),
+    # The pages that it leaves are in circulation while the lane still says that they become free.
+    'shrunk-pages-early': ('object.c', 'trim_threads', 'shrink-link', [(
+        '''	pvi_lane_run(s, t->lane, 2);
+	pthread_mutex_lock(&s->heap_lock);
+	pvi_page_free(s, o->seg, page + n, had - n);
+	pthread_mutex_unlock(&s->heap_lock);
+''', '''	pvi_lane_begin(t->lane, 2);
+	pvi_lane_apply(s, &a[0]);
+	pvi_lane_apply(s, &a[1]);
+	pthread_mutex_lock(&s->heap_lock);
+	pvi_page_free(s, o->seg, page + n, had - n);
+	pthread_mutex_unlock(&s->heap_lock);
+	pvi_lane_end(t->lane);
+''')]),
+    # An object that moves is freed before its place is the new one's.
+    'move-in-two-steps': ('object.c', 'object', 'realloc', [(
+        '	err = pv_replace(s, fresh, dest, object);\n',
+        '	err = pv_link(s, fresh, dest);\n	if (!err)\n'
+        '		err = pv_publish(s, &PV_FREE(object), 1);\n')]),
+    # A segment is dropped while the index still names it.
+    'segment-dropped-first': ('trim.c', 'trim', 'segments', [(
+        '''	pthread_mutex_lock(&s->index_lock);
+	s->index.nsegments = number;
+''', '''	s->handover->ops->drop(s->handover, number + 1ull);
+	pthread_mutex_lock(&s->index_lock);
+	s->index.nsegments = number;
+'''), (
+        '''	/* If it does not work, the next attach does it. */
+	s->handover->ops->drop(s->handover, number + 1ull);
+''', '')]),
+    # What the index does not name is kept on.
+    'stray-kept': ('store.c', 'trim', 'segments', [(
+        '''		if (fds[i].fd >= 0)
+			s->handover->ops->drop(s->handover, fds[i].token);
+''', '''		if (fds[i].fd >= 0 && i == 0)
+			s->handover->ops->drop(s->handover, fds[i].token);
+''')]),
+    # A release without an intent.
+    'release-without-intent': ('slab.c', 'trim', 'slabs', [(
+        '''	t->lane->actions[0].value = pvi_rec_free(c->npages);
+	pvi_lane_run(s, t->lane, 1);
+''', '''	t->lane->actions[0].value = pvi_rec_free(c->npages);
+	pvi_lane_apply(s, &t->lane->actions[0]);
+''')]),
     # A lock does not look at the epoch.
     'lock-outlives-process': ('lockword.c', 'lock', 'locked-swaps', [(
         '''	return (word & PV_LOCK_OWNER_MASK) &&
