@@ -613,10 +613,13 @@ publish_fast(struct pv_store *s, void *object, void *word, uint64_t value, void 
 	     bool frees, long_way *any)
 {
 	struct pvi_thread *t = pvi_tls_last.thread;
-	uint8_t *fresh = NULL, *gone = NULL;
+	const struct pvi_page *page = NULL;
 	struct lane_rec *lane;
+	uint8_t *gone = NULL;
 	unsigned int n = 0;
-	uint32_t bin = 0;
+	uint64_t in;
+	uint32_t i;
+	bool start;
 
 	/* The next reserve hands out the slot that is freed here, and its owner fills it: that miss
 	 * would stall the stores behind it. (replace-16-1024: 13.2 -> 19.4 million a second.) */
@@ -624,36 +627,47 @@ publish_fast(struct pv_store *s, void *object, void *word, uint64_t value, void 
 		__builtin_prefetch(old, 1);
 	if (frees && check_no_root(s, old))
 		return -EINVAL;
-	if (pvi_unlikely(pvi_tls_last.serial != s->serial ||
-			 t->generation != __atomic_load_n(&s->generation, __ATOMIC_RELAXED) ||
-			 (uintptr_t) word - t->words >= t->words_bytes ||
-			 (uintptr_t) word % 8 != 0))
+	if (pvi_unlikely(pvi_tls_last.serial != s->serial))
 		return any(s, object, word, value, old);
-	if (links) {
-		fresh = t->fresh.byte;
-		if (pvi_unlikely(object != t->fresh.object || *fresh != PV_SLOT_RESERVED))
-			return any(s, object, word, value, old);
-	}
 	if (frees) {
-		gone = slot_of(s, old, &bin);
-		if (pvi_unlikely(!gone || *gone != PV_SLOT_LIVE))
+		/* As slot_of(). */
+		in = (uint64_t) ((uintptr_t) old - s->base);
+		if (pvi_unlikely(in >= s->window_bytes))
+			return any(s, object, word, value, old);
+		page = pvi_store_page(s, in);
+		in = (uint64_t) ((const uint8_t *) old -
+				 __atomic_load_n(&page->slab, __ATOMIC_ACQUIRE));
+		i = pvi_page_slot(in, __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED), &start);
+		gone = page->bytes + i;
+		if (pvi_unlikely(!start ||
+				 in >= __atomic_load_n(&page->grid_bytes, __ATOMIC_RELAXED) ||
+				 *gone != PV_SLOT_LIVE))
 			return any(s, object, word, value, old);
 	}
+	if (pvi_unlikely(t->generation != __atomic_load_n(&s->generation, __ATOMIC_RELAXED) ||
+			 (uintptr_t) word - t->words >= t->words_bytes ||
+			 (uintptr_t) word % 8 != 0 ||
+			 (links && (object != t->fresh.object ||
+				    *t->fresh.byte != PV_SLOT_RESERVED))))
+		return any(s, object, word, value, old);
 	lane = t->lane;
 	if (links)
-		lane->actions[n++].where = s->where_live + (uintptr_t) fresh;
-	lane->actions[n].where = s->where_word + (uintptr_t) word;
+		lane->actions[n++].where = t->where_live + (uintptr_t) t->fresh.byte;
+	lane->actions[n].where = t->where_word + (uintptr_t) word;
 	lane->actions[n++].value = value;
 	if (frees)
-		lane->actions[n++].where = s->where_free + (uintptr_t) gone;
+		lane->actions[n++].where = t->where_free + (uintptr_t) gone;
 	pvi_lane_begin(lane, n);
 	if (links)
-		__atomic_store_n(fresh, PV_SLOT_LIVE, __ATOMIC_RELEASE);
+		__atomic_store_n(t->fresh.byte, PV_SLOT_LIVE, __ATOMIC_RELEASE);
 	__atomic_store_n((uint64_t *) word, value, __ATOMIC_RELEASE);
-	if (frees)
-		__atomic_store_n(gone, PV_SLOT_HELD, __ATOMIC_RELEASE);
+	if (!frees) {
+		pvi_lane_end(lane);
+		return 0;
+	}
+	__atomic_store_n(gone, PV_SLOT_HELD, __ATOMIC_RELEASE);
 	pvi_lane_end(lane);
-	return frees ? keep_slot(s, t, bin, (struct pvi_held){old, gone}) : 0;
+	return keep_slot(s, t, page->bin, (struct pvi_held){old, gone});
 }
 
 int pv_link(struct pv_store *s, void *object, void *word)

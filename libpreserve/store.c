@@ -124,9 +124,6 @@ static size_t pages_bytes(const struct pv_store *s)
 static int geometry(struct pv_store *s)
 {
 	s->base = s->index.base;
-	s->where_live = pvi_lane_where(PV_DO_LIVE, 0) - s->base;
-	s->where_free = pvi_lane_where(PV_DO_FREE, 0) - s->base;
-	s->where_word = pvi_lane_where(PV_DO_WORD, 0) - s->base;
 	s->window_bytes = s->index.window_bytes;
 	s->granule_shift = (uint32_t) __builtin_ctzll(s->index.granule_bytes);
 	s->page_shift = (uint32_t) __builtin_ctzll(s->index.page_bytes);

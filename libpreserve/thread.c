@@ -135,6 +135,9 @@ int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 	}
 	t->lane = &s->lanes[t->lane_number];
 	t->fresh.object = PVI_NOTHING;
+	t->where_live = pvi_lane_where(PV_DO_LIVE, 0) - s->base;
+	t->where_free = pvi_lane_where(PV_DO_FREE, 0) - s->base;
+	t->where_word = pvi_lane_where(PV_DO_WORD, 0) - s->base;
 	t->next = s->threads;
 	s->threads = t;
 	pthread_mutex_unlock(&s->heap_lock);

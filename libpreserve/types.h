@@ -215,6 +215,10 @@ struct pvi_thread {
 	struct pvi_held fresh; /* PVI_NOTHING: none */
 	uintptr_t words;
 	uint64_t words_bytes;
+	/* action_rec.where of an action is one of these + the address of the slot byte or word. */
+	uint64_t where_live;
+	uint64_t where_free;
+	uint64_t where_word;
 	struct pvi_tx tx;
 	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	uint32_t lane_number;
@@ -279,9 +283,6 @@ struct pv_store {
 	uint32_t generation; /* how often a slab or segment has gone; threads compare it to theirs */
 	uint32_t nclasses; /* larger objects are extents */
 	bool readonly;
-	uint64_t where_live; /* + address of a slot byte = action_rec.where; where_free too, ... */
-	uint64_t where_free;
-	uint64_t where_word; /* ... and this + address of a word */
 	uint8_t class_of[PVI_CLASS_TABLE]; /* by size, rounded up to 16 bytes; [0]: no class */
 	struct pvi_class classes[PVI_CLASSES];
 
