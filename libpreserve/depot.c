@@ -11,7 +11,8 @@
  * slot bytes that the other processor had.)
  *
  * Slots in a depot stay HELD in the arena, so a slab is not seen to be empty while some of its slots
- * are here. Before the store grows for want of pages, all depots, and the magazines of the
+ * are here. Before the store grows for want of pages, or takes pages while a quarter
+ * of what it uses lies in depots, all depots, and the magazines of the
  * thread that needs them, are emptied into the slabs, and slabs that are empty then give their pages
  * away. That bounds what is held back: no more than what other threads have in their magazines.
  */
@@ -20,7 +21,7 @@
 
 #include "internal.h"
 
-struct pvi_depot *pvi_depot_new(void)
+struct pvi_depot *pvi_depot_new(uint32_t slot_bytes, uint64_t *held)
 {
 	struct pvi_depot *shards =
 		aligned_alloc(_Alignof(struct pvi_depot), PVI_SHARDS * sizeof(*shards));
@@ -32,7 +33,7 @@ struct pvi_depot *pvi_depot_new(void)
 	/* Held for some ten nanoseconds: spin a little before going to sleep. */
 	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
 	for (uint32_t i = 0; i < PVI_SHARDS; i++) {
-		shards[i] = (struct pvi_depot){0};
+		shards[i] = (struct pvi_depot){.slot_bytes = slot_bytes, .held = held};
 		pthread_mutex_init(&shards[i].lock, &attr);
 	}
 	pthread_mutexattr_destroy(&attr);
@@ -76,6 +77,11 @@ static struct pvi_batch *batch_new(struct pvi_depot *d)
 	return b;
 }
 
+static void count_held(const struct pvi_depot *d, int64_t slots)
+{
+	__atomic_fetch_add(d->held, (uint64_t) (slots * d->slot_bytes), __ATOMIC_RELAXED);
+}
+
 bool pvi_depot_give(struct pvi_magazine *m, uint32_t count)
 {
 	struct pvi_depot *d = &m->depot[m->shard];
@@ -92,6 +98,7 @@ bool pvi_depot_give(struct pvi_magazine *m, uint32_t count)
 	pthread_mutex_unlock(&d->lock);
 	if (!b)
 		return false;
+	count_held(d, count);
 	m->n -= count;
 	memmove(m->slots, m->slots + count, m->n * sizeof(m->slots[0]));
 	return true;
@@ -115,6 +122,8 @@ static bool take(const struct pv_store *s, struct pvi_magazine *m, struct pvi_de
 		d->spare = b;
 	}
 	pthread_mutex_unlock(&d->lock);
+	if (b)
+		count_held(d, -(int64_t) m->n);
 	return b != NULL;
 }
 
@@ -158,8 +167,10 @@ static void drain(struct pv_store *s, struct pvi_thread *t, struct pvi_depot *d)
 	if (!__atomic_load_n(&d->full, __ATOMIC_RELAXED))
 		return;
 	all = take_all(d, &d->full);
-	for (struct pvi_batch *b = all; b; b = b->next)
+	for (struct pvi_batch *b = all; b; b = b->next) {
+		count_held(d, -(int64_t) b->n);
 		pvi_slab_return(s, t, b->slots, b->n);
+	}
 	batches_free(all);
 	batches_free(take_all(d, &d->spare));
 }

@@ -227,8 +227,8 @@ static inline uint32_t pvi_page_slot(uint64_t in, uint64_t reciprocal, bool *sta
 
 /** Obtain the memory of pages, and perhaps of some around them. */
 int pvi_backing_commit(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
-/** Give back the memory of free pages; `all`: also of short runs and of what this process has not used.
- *  False: the kernel refuses. */
+/** Give back the memory of free pages; `all`: also of those that this process has not used. False: the
+ *  kernel refuses. */
 bool pvi_backing_punch(struct pv_store *s, struct pvi_segment *seg, bool all);
 /** Memory that the segments have. */
 uint64_t pvi_backing_bytes(const struct pv_store *s);
@@ -297,8 +297,8 @@ static inline uint8_t *pvi_slab_bytes(const struct pv_store *s, const struct pvi
 
 /* ---- depot.c ---- */
 
-/** A depot; NULL: no memory. */
-struct pvi_depot *pvi_depot_new(void);
+/** A depot for slots of this size; *held counts the bytes that are in it, with others. NULL: no memory. */
+struct pvi_depot *pvi_depot_new(uint32_t slot_bytes, uint64_t *held);
 /** Free a depot, or NULL, with the batches that are in it. */
 void pvi_depot_free(struct pvi_depot *shards);
 /** Leave the oldest `count` slots of a magazine, at most half of one; false: no memory to note them. */

@@ -15,6 +15,9 @@
 /* Where memory is at its end, a search for pages that have theirs may fail, but not take long. */
 #define BACKED_LOOKS 256u
 
+/* What may lie in depots while pages are taken, beside a quarter of what is used. */
+#define DEPOTS_MIN (4ull << 20)
+
 /* Cold slabs that are looked at before the store grows. */
 #define COLD_RECLAIM 4096u
 
@@ -213,15 +216,20 @@ static void reclaim(struct pv_store *s, uint32_t cold_slabs)
 }
 
 /*
- * The same, with whatever it takes, the cheapest first: what depots hold back, and slabs that an
- * earlier process left empty, as many as can be looked at in about a millisecond; a new segment; all
- * such slabs.
+ * The same, with whatever it takes, the cheapest first: pages that are free, unless very much lies in
+ * depots; what depots hold back, and slabs that an earlier process left empty, as many as can be
+ * looked at in about a millisecond; a new segment; all such slabs.
  */
 static int obtain_pages(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **out,
 			uint32_t *page)
 {
-	int err = find_pages(s, n, align, out, page), grown;
+	uint64_t used = s->used_pages << s->page_shift;
+	int err, grown;
 
+	if (__atomic_load_n(&s->depot_bytes, __ATOMIC_RELAXED) >
+	    (used / 4 < DEPOTS_MIN ? DEPOTS_MIN : used / 4))
+		reclaim(s, 0);
+	err = find_pages(s, n, align, out, page);
 	if (err != -ENOSPC)
 		return err;
 	reclaim(s, COLD_RECLAIM);

@@ -72,7 +72,7 @@ struct pvi_depot *pvi_slab_depot(struct pv_store *s, uint32_t type, uint32_t cla
 	struct pvi_bin *bin = pvi_slab_bin(s, type, class);
 
 	if (bin && !bin->depot)
-		bin->depot = pvi_depot_new();
+		bin->depot = pvi_depot_new(s->classes[class].slot_bytes, &s->depot_bytes);
 	return bin ? bin->depot : NULL;
 }
 

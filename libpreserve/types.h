@@ -140,6 +140,8 @@ struct pvi_depot {
 	_Alignas(64) pthread_mutex_t lock;
 	struct pvi_batch *full;	 /* batches with slots */
 	struct pvi_batch *spare; /* empty ones */
+	uint64_t *held;		 /* pv_store.depot_bytes */
+	uint32_t slot_bytes;
 };
 
 /** The slots of one type and class that no thread has. */
@@ -300,6 +302,7 @@ struct pv_store {
 	uint32_t reclaim_segment; /* no slab before this place is cold */
 	uint32_t reclaim_page;
 	uint32_t collapses_failed; /* in a row; after a few we stop trying */
+	uint64_t depot_bytes;	   /* in all depots; atomic, without the lock */
 	uint64_t idle_pages;	   /* free ones that have memory, as far as this process knows */
 	uint64_t idle_refused;	   /* bytes of them that could not be given back */
 	_Atomic(struct pvi_retire *) retire; /* retire.c; NULL: no flavour was chosen */
