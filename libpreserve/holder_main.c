@@ -9,11 +9,11 @@
  * One process, one thread, no C library (see holder_sys.h), no memory but its own few pages.
  *
  * How long it lives. A holder that keeps nothing, and to which nobody speaks, ends after EMPTY_MS.
- *It ends when told to forget. SIGTERM ends it, and what it keeps is lost unless an application has
- *the store open: whoever stops a session or a service expects that. While it keeps a LUO session it
+ * It ends when told to forget. SIGTERM ends it, and what it keeps is lost unless an application has
+ * the store open: whoever stops a session or a service expects that. While it keeps a LUO session it
  * ignores SIGTERM, because that is when a shut-down on the way to a kexec sends one. All other
  * signals that can be ignored are. One whose socket somebody removed cannot be reached and stays:
- *its descriptors are still to be had in /proc/PID/fd.
+ * its descriptors are still to be had in /proc/PID/fd.
  *
  * A client that hangs, floods or sends rubbish costs its own connection and nothing else: no call
  * blocks but poll, and of at most CLIENTS connections the one that was silent for longest makes

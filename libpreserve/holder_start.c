@@ -11,7 +11,7 @@
  *  - no copy of the application's memory is made (CLONE_VM), however large it is; nor does the
  *    holder go on using it, for it executes another program;
  *  - the holder is no child of the application: an intermediate process starts it and ends. That
- * one has no exit signal, so the application gets no SIGCHLD and its wait() does not see it;
+ *    one has no exit signal, so the application gets no SIGCHLD and its wait() does not see it;
  *  - no signal handler of the application runs in the children: signals are blocked until the
  *    program is executed, and the holder itself unblocks them;
  *  - only the socket, as descriptor 0, is open in the holder.

@@ -3,7 +3,7 @@
  * A store's LUO session (session.h).
  *
  * What a session holds is said by its manifest, a small memfd that is preserved first, as the file
- *0 of the session. It lists the token of each further file: entry i is of file i + 1. It is needed
+ * 0 of the session. It lists the token of each further file: entry i is of file i + 1. It is needed
  * because the kernel tells nobody which files a session holds, and because files can join, but not
  * leave: one that leaves is struck from the list. Memory that is preserved can still be written, so
  * the list is kept up to date until the last moment.

@@ -9,10 +9,10 @@
  *			stays live. Crash: recovery undoes the steps, the last one first.
  *	FREEING		all are in: the batch counts. What was replaced is freed. Crash: go on.
  *	REMOVING	the entries to remove were noted beforehand; each step removes and frees
- *one. Crash: go on.
+ * one. Crash: go on.
  *
  * One store takes a batch from SETTING to FREEING; one publish makes a REMOVING batch known.
- *Undoing and removing need no memory, so they cannot fail for want of it.
+ * Undoing and removing need no memory, so they cannot fail for want of it.
  */
 #include "db.h"
 

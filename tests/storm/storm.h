@@ -12,11 +12,11 @@
  *	keep.c		descriptors: a worker hands them to the driver as it would to a holder
  *
  * The log lies in shared memory outside of the store. A *place* is something that has one value at
- *a time: a cell of the table, a key of the map, a root. Whoever changes places has them to itself
+ * a time: a cell of the table, a key of the map, a root. Whoever changes places has them to itself
  *(busy flags, the map's lock), writes down which and to what, calls the library, writes down that
- *the call has returned, then the new values. So after a kill every place that no thread had written
- *down has the logged value, and what a thread had written down is in effect as a whole, or, unless
- *the call had returned, not at all.
+ * the call has returned, then the new values. So after a kill every place that no thread had written
+ * down has the logged value, and what a thread had written down is in effect as a whole, or, unless
+ * the call had returned, not at all.
  */
 #ifndef STORM_H
 #define STORM_H

@@ -3,7 +3,7 @@
  * oracle: a client that knows what a key-value server must hold.
  *
  * It writes values that say by themselves which write they are, notes in a log outside of the
- *server what it sent and what was acknowledged, and after the server died and came back says which
+ * server what it sent and what was acknowledged, and after the server died and came back says which
  * acknowledged writes are missing. The log is the only thing that is trusted, so it is kept in this
  * order: a write is noted before its bytes leave, an acknowledgement after the reply was read. When
  * the oracle itself is killed, it therefore knows too little at worst, and accuses nobody wrongly.
