@@ -42,7 +42,6 @@ static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *se
 		return pvi_page_kind(rec) == PV_PAGE_EXTENT && pvi_page_run_sound(s, seg, page, rec)
 			       ? 0
 			       : no_object(p);
-	pthread_mutex_lock(&s->heap_lock);
 	/* Loaded, so that the pages stay taken until extent_ended(), whatever the map says. */
 	err = pvi_page_load(s, seg);
 	if (!err && pvi_page_kind(rec) == PV_PAGE_EXTENT) {
@@ -61,7 +60,6 @@ static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *se
 			err = no_object(p);
 		}
 	}
-	pthread_mutex_unlock(&s->heap_lock);
 	return err;
 }
 
@@ -69,14 +67,10 @@ static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *se
 static int warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 {
 	uint64_t rec = pvi_rec_load(seg->map, page);
-	int err;
 
 	if (pvi_rec_back(rec) > page)
 		return damaged(seg, page);
-	pthread_mutex_lock(&s->heap_lock);
-	err = pvi_slab_warm(s, seg, page - pvi_rec_back(rec));
-	pthread_mutex_unlock(&s->heap_lock);
-	return err;
+	return pvi_slab_warm(s, seg, page - pvi_rec_back(rec));
 }
 
 /* The slot byte of an object in a warm slab; NULL for anything else. */
@@ -100,9 +94,7 @@ static inline uint8_t *slot_of(const struct pv_store *s, const void *p, uint32_t
 	return page->bytes + i;
 }
 
-/* Everything that slot_of() does not answer. */
-static __attribute__((noinline)) int find_slow(struct pv_store *s, const void *p,
-						struct pvi_object *o)
+static int find_locked(struct pv_store *s, const void *p, struct pvi_object *o)
 {
 	uint64_t off = (uint64_t) ((uintptr_t) p - s->base), rec;
 	struct pvi_segment *seg = pvi_store_segment(s, off);
@@ -128,6 +120,19 @@ static __attribute__((noinline)) int find_slow(struct pv_store *s, const void *p
 	}
 	o->byte = slot_of(s, p, &o->bin);
 	return o->byte ? 0 : no_object(p);
+}
+
+/* Everything that slot_of() does not answer. Any address may be asked for, and a segment that has no
+ * objects may be leaving (trim.c): hence the lock from the first look at it. */
+static __attribute__((noinline)) int find_slow(struct pv_store *s, const void *p,
+						struct pvi_object *o)
+{
+	int err;
+
+	pthread_mutex_lock(&s->heap_lock);
+	err = find_locked(s, p, o);
+	pthread_mutex_unlock(&s->heap_lock);
+	return err;
 }
 
 static inline int find_object(struct pv_store *s, const void *p, struct pvi_object *o)
@@ -762,14 +767,18 @@ int pvi_heap_word(struct pv_store *s, const void *p)
 size_t pv_usable_bytes(struct pv_store *s, const void *p)
 {
 	struct pvi_object o;
+	size_t bytes = 0;
 	uint8_t state;
 
-	if (find_object(s, p, &o))
-		return 0;
-	state = state_of(&o);
-	if (state != PV_SLOT_LIVE && state != PV_SLOT_RESERVED)
-		return 0;
-	if (o.byte)
-		return s->classes[pvi_bin_class(o.bin)].slot_bytes;
-	return (size_t) pvi_rec_extent_pages(o.rec) << s->page_shift;
+	/* Whether it is an object or not: no slab and no segment goes between the two looks. */
+	pthread_mutex_lock(&s->heap_lock);
+	o.byte = slot_of(s, p, &o.bin);
+	if (o.byte || find_locked(s, p, &o) == 0) {
+		state = state_of(&o);
+		if (state == PV_SLOT_LIVE || state == PV_SLOT_RESERVED)
+			bytes = o.byte ? s->classes[pvi_bin_class(o.bin)].slot_bytes
+				       : (size_t) pvi_rec_extent_pages(o.rec) << s->page_shift;
+	}
+	pthread_mutex_unlock(&s->heap_lock);
+	return bytes;
 }

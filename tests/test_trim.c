@@ -555,6 +555,60 @@ static void while_threads_allocate(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* Any address may be asked for, from any thread, also one in a segment that is just leaving. */
+static void *ask(void *arg)
+{
+	struct worker *w = arg;
+	struct pv_stats *st;
+	struct pv_info info;
+
+	while (atomic_load(&working)) {
+		for (int i = 0; i < 2000; i++) {
+			uint8_t *p = (uint8_t *)w->s->base + random_below(&w->random, 8 * MIB / 16) * 16;
+
+			if (i % 2)
+				p = (uint8_t *)((uintptr_t)p & ~4095ull);
+			pv_prefetch(w->s, p);
+			pv_usable_bytes(w->s, p);
+		}
+		pv_info_get(w->s, &info);
+		if (pv_stats_get(w->s, &st)) {
+			snprintf(w->failed, sizeof(w->failed), "%s", pv_last_error());
+			return NULL;
+		}
+		pv_stats_free(st);
+	}
+	return NULL;
+}
+
+static void questions_while_segments_leave(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_store *s = store_create(k, &o);
+	struct cells *t = store_cells(s);
+	struct worker w[2] = {{.s = s, .random = 1}, {.s = s, .random = 2}};
+	pthread_t threads[2];
+
+	atomic_store(&working, 1);
+	for (unsigned int i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, ask, &w[i]), 0);
+	for (int round = 0; round < (under_tsan() ? 20 : 150); round++) {
+		fill(s, t, 0, CELLS / 4);
+		empty(s, t, 0, CELLS / 4);
+		assert_ok(pv_trim(s, NULL));
+		assert_int_equal(store_info(s).segments, 1);
+	}
+	atomic_store(&working, 0);
+	for (unsigned int i = 0; i < 2; i++)
+		pthread_join(threads[i], NULL);
+	for (unsigned int i = 0; i < 2; i++)
+		if (w[i].failed[0])
+			fail_msg("%s", w[i].failed);
+	store_sound(s);
+	assert_ok(pv_close(s));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -567,6 +621,7 @@ int main(void)
 		with_keeper(idle_memory_goes_by_itself),
 		with_keeper(short_runs_go_too),
 		with_keeper(while_threads_allocate),
+		with_keeper(questions_while_segments_leave),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
