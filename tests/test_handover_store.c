@@ -527,6 +527,50 @@ static void former_writer_makes_another_store(void **state)
 	writer_end();
 }
 
+/* The item at the head of the list goes. */
+static int take_away(struct pv_store *s)
+{
+	struct root *root;
+	struct item *item;
+	int rc = root_of(s, &root);
+
+	if (rc)
+		return rc;
+	item = root->first;
+	return pv_publish(s,
+			  (struct pv_action[]){PV_STORE(&root->first, (uintptr_t)item->next),
+					       PV_STORE(&root->count, root->count - 1), PV_FREE(item)},
+			  3);
+}
+
+/* Segments that leave the store leave the holder, too; and others take their tokens. */
+static void trim_tells_the_holder(void **state)
+{
+	struct pv_store *s;
+	uint64_t count = 0;
+	unsigned int files;
+
+	assert_int_equal(open_store(PV_CREATE, &s), 0);
+	files = test_open_files(test_holder_pid());
+	for (int round = 0; round < 3; round++) {
+		assert_int_equal(grow(s, &count), 0);
+		assert_int_equal(grow(s, &count), 0);
+		assert_int_equal(segments(s), 3);
+		assert_true(test_open_files_become(test_holder_pid(), files + 2));
+		for (; count; count--)
+			assert_int_equal(take_away(s), 0);
+		assert_int_equal(pv_trim(s, NULL), 0);
+		assert_int_equal(segments(s), 1);
+		assert_true(test_open_files_become(test_holder_pid(), files));
+		assert_int_equal(pv_handover_check(s), 0);
+	}
+	assert_int_equal(grow(s, &count), 0);
+	assert_int_equal(pv_close(s), 0);
+	expect_attach(count, 2);
+	assert_int_equal(open_store(0, &s), 0);
+	assert_int_equal(pv_destroy(s), 0);
+}
+
 /* Nobody else has what was fetched: it is not let go. */
 static void holder_dies_during_an_open(void **state)
 {
@@ -601,6 +645,7 @@ int main(void)
 		CASE(former_writer_prepares),
 		CASE(former_writer_destroys),
 		CASE(former_writer_makes_another_store),
+		CASE(trim_tells_the_holder),
 		CASE(holder_dies_during_an_open),
 		CASE(changes_without_end),
 	};
