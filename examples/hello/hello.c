@@ -50,7 +50,7 @@ int main(int argc, char **argv)
 	snprintf(note->text, sizeof(note->text), "%s", argc > 1 ? argv[1] : "a note");
 	note->next = *list;
 	/* It is live and linked, both or neither. A crash from here on leaves all of it. */
-	must(pv_publish(store, (struct pv_action[]){PV_LIVE(note), PV_STORE(list, note)}, 2));
+	must(pv_link(store, note, list));
 
 	/* Pointers in the store are pointers: no handles, no loading, no copies. */
 	for (note = *list; note; note = note->next)
