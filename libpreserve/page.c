@@ -186,20 +186,24 @@ static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, ui
 static int find_pages(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **out,
 		      uint32_t *page)
 {
-	/* Those looked at already; then the others. */
-	for (int loaded = 1; loaded >= 0; loaded--) {
-		for (uint32_t i = 0; i < s->nsegments; i++) {
-			int err;
+	for (uint32_t i = 0; i < s->nsegments; i++) {
+		*out = &s->segments[i];
+		if ((*out)->loaded && take_run(s, *out, n, align, page))
+			return 0;
+	}
+	/* The others, the newest first: it is the one that has room, and loading takes time, which the
+	 * first allocation after an attach has not. */
+	for (uint32_t i = s->nsegments; i-- > 0;) {
+		int err;
 
-			*out = &s->segments[i];
-			if ((*out)->loaded != loaded)
-				continue;
-			err = pvi_page_load(s, *out);
-			if (err)
-				return err;
-			if (take_run(s, *out, n, align, page))
-				return 0;
-		}
+		*out = &s->segments[i];
+		if ((*out)->loaded)
+			continue;
+		err = pvi_page_load(s, *out);
+		if (err)
+			return err;
+		if (take_run(s, *out, n, align, page))
+			return 0;
 	}
 	return -ENOSPC;
 }
