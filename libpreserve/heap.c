@@ -643,10 +643,11 @@ publish_fast(struct pv_store *s, void *object, void *word, uint64_t value, void 
 		in = (uint64_t) ((const uint8_t *) old -
 				 __atomic_load_n(&page->slab, __ATOMIC_ACQUIRE));
 		i = pvi_page_slot(in, __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED), &start);
-		gone = page->bytes + i;
 		if (pvi_unlikely(!start ||
-				 in >= __atomic_load_n(&page->grid_bytes, __ATOMIC_RELAXED) ||
-				 *gone != PV_SLOT_LIVE))
+				 in >= __atomic_load_n(&page->grid_bytes, __ATOMIC_RELAXED)))
+			return any(s, object, word, value, old);
+		gone = page->bytes + i;
+		if (pvi_unlikely(*gone != PV_SLOT_LIVE))
 			return any(s, object, word, value, old);
 	}
 	if (pvi_unlikely(t->generation != __atomic_load_n(&s->generation, __ATOMIC_RELAXED) ||
