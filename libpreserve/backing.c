@@ -22,6 +22,7 @@
 #define COLLAPSES_MAX 8u	    /* failures in a row, then no more is tried */
 #define IDLE_MIN      (16ull << 20) /* that much may lie idle, */
 #define IDLE_SHIFT    2		    /* or 1/4 of what is used */
+#define RUN_MIN       (64ull << 10) /* shorter runs are not worth a hole, least of all in a huge page */
 
 static bool all_committed(const struct pvi_segment *seg, uint32_t page, uint32_t n)
 {
@@ -98,7 +99,8 @@ bool pvi_backing_punch(struct pv_store *s, struct pvi_segment *seg, bool all)
 
 		for (n = 0; i + n < seg->npages && !pvi_bits_get(seg->taken, i + n); n++)
 			any |= pvi_bits_get(seg->committed, i + n);
-		if (n && (all || any) && !punch(s, seg, i, n))
+		if (n && (all || (any && (uint64_t) n << s->page_shift >= RUN_MIN)) &&
+		    !punch(s, seg, i, n))
 			return false;
 		n += n == 0;
 	}

@@ -227,8 +227,8 @@ static inline uint32_t pvi_page_slot(uint64_t in, uint64_t reciprocal, bool *sta
 
 /** Obtain the memory of pages, and perhaps of some around them. */
 int pvi_backing_commit(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
-/** Give back the memory of free pages; `all`: also of those that this process has not used. False: the
- *  kernel refuses. */
+/** Give back the memory of free pages; `all`: also of short runs and of what this process has not used.
+ *  False: the kernel refuses. */
 bool pvi_backing_punch(struct pv_store *s, struct pvi_segment *seg, bool all);
 /** Memory that the segments have. */
 uint64_t pvi_backing_bytes(const struct pv_store *s);

@@ -221,8 +221,9 @@ int main(int argc, char **argv)
 		       (double)got / MIB, (double)freed / MIB, f[0].message);
 		print_stats(s);
 		check(s, f, n);
-		/* Slabs of other sizes do not all fit into the holes. */
-		if (got < (freed ? freed / 2 : 1 << 20))
+		/* Slabs of other sizes do not all fit into the holes, and some of what was freed went back to the
+		 * kernel, where others may have taken it. */
+		if (got < (freed ? freed / 4 : 1 << 20))
 			fail("that is too little");
 		freed = 0;
 		for (unsigned int i = 0; i < n; i++)
