@@ -421,6 +421,17 @@ static inline uint32_t pvi_bin_class(uint32_t bin)
 	return bin & ((1u << PV_PAGE_CLASS_BITS) - 1);
 }
 
+/** The shard of depots and bins that a thread uses. The crash sweeps are built so that all use one: there
+ *  threads are to meet. */
+static inline uint32_t pvi_thread_shard(const struct pvi_thread *t)
+{
+#ifdef PVI_ONE_SHARD
+	return 0;
+#else
+	return t->lane_number % PVI_SHARDS;
+#endif
+}
+
 /** The calling thread's state, NULL if it has none yet. */
 static inline struct pvi_thread *pvi_thread_find(const struct pv_store *s)
 {

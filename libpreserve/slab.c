@@ -55,7 +55,7 @@ static uint8_t own_shard(const struct pv_store *s)
 {
 	const struct pvi_thread *t = pvi_thread_find(s);
 
-	return t ? (uint8_t) (t->lane_number % PVI_SHARDS) : 0;
+	return t ? (uint8_t) pvi_thread_shard(t) : 0;
 }
 
 struct pvi_bin *pvi_slab_bin(struct pv_store *s, uint32_t type, uint32_t class)
@@ -246,7 +246,7 @@ static int slab_create(struct pv_store *s, struct pvi_thread *t, uint32_t type, 
 		.nfree = c->usable,
 		.segment = (uint16_t) seg->number,
 		.state = PVI_SLAB_PARTIAL,
-		.shard = (uint8_t) (t->lane_number % PVI_SHARDS),
+		.shard = (uint8_t) pvi_thread_shard(t),
 	};
 	list_push(bin, d);
 	return 0;

@@ -216,7 +216,7 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		m->want = first_refill(s->classes[class].slot_bytes);
 		m->min_bytes = s->index.types[type].bytes;
 		m->depot = depot;
-		m->shard = t->lane_number % PVI_SHARDS;
+		m->shard = pvi_thread_shard(t);
 		pthread_mutex_lock(&s->heap_lock);
 		t->magazines[bin] = m;
 		pthread_mutex_unlock(&s->heap_lock);
