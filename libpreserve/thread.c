@@ -26,6 +26,16 @@ static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
 static int exit_key_err;
 
+/* Zeroed memory that shares no cache line, nor a pair of them, with that of another thread, which would
+ * write to it as often. */
+static void *lines_alloc(size_t bytes)
+{
+	size_t whole = (bytes + 127) / 128 * 128;
+	void *p = aligned_alloc(128, whole);
+
+	return p ? memset(p, 0, whole) : NULL;
+}
+
 /* Give slots and lane back. heap_lock is held. */
 static void thread_leave(struct pv_store *s, struct pvi_thread *t)
 {
@@ -121,7 +131,7 @@ static int take_lane(struct pv_store *s, uint32_t *number)
 
 int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 {
-	struct pvi_thread *t = calloc(1, sizeof(*t));
+	struct pvi_thread *t = lines_alloc(sizeof(*t));
 	int err;
 
 	if (!t)
@@ -209,7 +219,7 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		pthread_mutex_lock(&s->heap_lock);
 		depot = pvi_slab_depot(s, type, class);
 		pthread_mutex_unlock(&s->heap_lock);
-		m = depot ? calloc(1, sizeof(*m)) : NULL;
+		m = depot ? lines_alloc(sizeof(*m)) : NULL;
 		if (!m)
 			return NULL;
 		m->limit = s->classes[class].magazine;
