@@ -73,8 +73,9 @@ static int warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 	return pvi_slab_warm(s, seg, page - pvi_rec_back(rec));
 }
 
-/* The slot byte of an object in a warm slab; NULL for anything else. */
-static inline uint8_t *slot_of(const struct pv_store *s, const void *p, uint32_t *bin)
+/* The page and the slot byte of an object in a warm slab; false for anything else. */
+static inline bool find_slot(const struct pv_store *s, const void *p, const struct pvi_page **out,
+			     uint8_t **byte)
 {
 	uint64_t off = (uint64_t) ((uintptr_t) p - s->base), in;
 	const struct pvi_page *page;
@@ -82,16 +83,29 @@ static inline uint8_t *slot_of(const struct pv_store *s, const void *p, uint32_t
 	bool start;
 
 	if (pvi_unlikely(off >= s->window_bytes))
-		return NULL;
+		return false;
 	page = pvi_store_page(s, off);
 	in = (uint64_t) ((const uint8_t *) p - __atomic_load_n(&page->slab, __ATOMIC_ACQUIRE));
 	/* Atomic, as another thread may be describing the page: then `slab` was NULL, and `in` is
 	 * beyond any grid whatever is read here. A page that is not described has no grid. */
 	i = pvi_page_slot(in, __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED), &start);
 	if (pvi_unlikely(!start || in >= __atomic_load_n(&page->grid_bytes, __ATOMIC_RELAXED)))
+		return false;
+	*out = page;
+	*byte = page->bytes + i;
+	return true;
+}
+
+/* The slot byte alone, and its bin; NULL for anything else. */
+static inline uint8_t *slot_of(const struct pv_store *s, const void *p, uint32_t *bin)
+{
+	const struct pvi_page *page;
+	uint8_t *byte;
+
+	if (pvi_unlikely(!find_slot(s, p, &page, &byte)))
 		return NULL;
 	*bin = page->bin;
-	return page->bytes + i;
+	return byte;
 }
 
 static int find_locked(struct pv_store *s, const void *p, struct pvi_object *o)
@@ -564,13 +578,16 @@ static __attribute__((noinline)) int publish_any(struct pv_store *s,
  */
 
 /* For those who go the long way: what the thread found out may be out of date, or not be known yet. */
-static void refresh_found(struct pv_store *s, struct pvi_thread *t, const void *word)
+static void refresh_found(struct pv_store *s, const void *word)
 {
+	struct pvi_thread *t = pvi_thread_find(s);
 	uint32_t now = __atomic_load_n(&s->generation, __ATOMIC_RELAXED);
 	const struct pvi_segment *seg = pvi_store_segment(s, (uintptr_t) word - s->base);
 
+	if (!t)
+		return;
 	if (t->generation != now)
-		t->fresh.object = PVI_NOTHING;
+		pvi_thread_no_fresh(t);
 	t->generation = now;
 	t->words = seg ? s->base + seg->data_off : 0;
 	t->words_bytes = seg ? seg->data_bytes : 0;
@@ -582,11 +599,9 @@ static __attribute__((noinline)) int link_any(struct pv_store *s, void *object, 
 					      uint64_t value, void *old)
 {
 	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(word, value)};
-	struct pvi_thread *t = pvi_thread_find(s);
 
 	(void) old;
-	if (t)
-		refresh_found(s, t, word);
+	refresh_found(s, word);
 	return publish_any(s, actions, 2);
 }
 
@@ -594,10 +609,8 @@ static __attribute__((noinline)) int replace_any(struct pv_store *s, void *objec
 						 uint64_t value, void *old)
 {
 	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(word, value), PV_FREE(old)};
-	struct pvi_thread *t = pvi_thread_find(s);
 
-	if (t)
-		refresh_found(s, t, word);
+	refresh_found(s, word);
 	return publish_any(s, actions, 3);
 }
 
@@ -605,11 +618,9 @@ static __attribute__((noinline)) int unlink_any(struct pv_store *s, void *object
 						uint64_t value, void *old)
 {
 	struct pv_action actions[] = {PV_STORE(word, value), PV_FREE(old)};
-	struct pvi_thread *t = pvi_thread_find(s);
 
 	(void) object;
-	if (t)
-		refresh_found(s, t, word);
+	refresh_found(s, word);
 	return publish_any(s, actions, 2);
 }
 
@@ -622,9 +633,6 @@ publish_fast(struct pv_store *s, void *object, void *word, uint64_t value, void 
 	struct lane_rec *lane;
 	uint8_t *gone = NULL;
 	unsigned int n = 0;
-	uint64_t in;
-	uint32_t i;
-	bool start;
 
 	/* The next reserve hands out the slot that is freed here, and its owner fills it: that miss
 	 * would stall the stores behind it. (replace-16-1024: 13.2 -> 19.4 million a second.) */
@@ -634,22 +642,8 @@ publish_fast(struct pv_store *s, void *object, void *word, uint64_t value, void 
 		return -EINVAL;
 	if (pvi_unlikely(pvi_tls_last.serial != s->serial))
 		return any(s, object, word, value, old);
-	if (frees) {
-		/* As slot_of(). */
-		in = (uint64_t) ((uintptr_t) old - s->base);
-		if (pvi_unlikely(in >= s->window_bytes))
-			return any(s, object, word, value, old);
-		page = pvi_store_page(s, in);
-		in = (uint64_t) ((const uint8_t *) old -
-				 __atomic_load_n(&page->slab, __ATOMIC_ACQUIRE));
-		i = pvi_page_slot(in, __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED), &start);
-		if (pvi_unlikely(!start ||
-				 in >= __atomic_load_n(&page->grid_bytes, __ATOMIC_RELAXED)))
-			return any(s, object, word, value, old);
-		gone = page->bytes + i;
-		if (pvi_unlikely(*gone != PV_SLOT_LIVE))
-			return any(s, object, word, value, old);
-	}
+	if (frees && pvi_unlikely(!find_slot(s, old, &page, &gone) || *gone != PV_SLOT_LIVE))
+		return any(s, object, word, value, old);
 	if (pvi_unlikely(t->generation != __atomic_load_n(&s->generation, __ATOMIC_RELAXED) ||
 			 (uintptr_t) word - t->words >= t->words_bytes ||
 			 (uintptr_t) word % 8 != 0 ||

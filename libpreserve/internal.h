@@ -421,6 +421,13 @@ static inline uint32_t pvi_bin_class(uint32_t bin)
 	return bin & ((1u << PV_PAGE_CLASS_BITS) - 1);
 }
 
+/** No object is the last one reserved. Whatever address a caller passes, it is not that of one, and the
+ *  byte can be looked at and says so. */
+static inline void pvi_thread_no_fresh(struct pvi_thread *t)
+{
+	t->fresh = (struct pvi_held){t, &t->no_byte};
+}
+
 /** The shard of depots and bins that a thread uses. The crash sweeps are built so that all use one: there
  *  threads are to meet. */
 static inline uint32_t pvi_thread_shard(const struct pvi_thread *t)

@@ -144,7 +144,7 @@ int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 		return err;
 	}
 	t->lane = &s->lanes[t->lane_number];
-	t->fresh.object = PVI_NOTHING;
+	pvi_thread_no_fresh(t);
 	t->where_live = pvi_lane_where(PV_DO_LIVE, 0) - s->base;
 	t->where_free = pvi_lane_where(PV_DO_FREE, 0) - s->base;
 	t->where_word = pvi_lane_where(PV_DO_WORD, 0) - s->base;

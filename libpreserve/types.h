@@ -201,9 +201,6 @@ struct pvi_tx {
 	uint32_t room;
 };
 
-/* No object, and not NULL, which a caller may pass. */
-#define PVI_NOTHING ((void *) 1)
-
 /** What a thread holds of a store. */
 struct pvi_thread {
 	struct lane_rec *lane;
@@ -214,7 +211,8 @@ struct pvi_thread {
 	/* What the last calls found out, true as long as store->generation is the same: the slot
 	 * byte of the last object reserved, and addresses in which words may be stored to. */
 	uint32_t generation;
-	struct pvi_held fresh; /* PVI_NOTHING: none */
+	struct pvi_held fresh; /* none: pvi_thread_no_fresh() */
+	uint8_t no_byte;       /* 0 */
 	uintptr_t words;
 	uint64_t words_bytes;
 	/* action_rec.where of an action is one of these + the address of the slot byte or word. */
