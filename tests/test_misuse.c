@@ -144,6 +144,7 @@ static void wrong_pointers(void **state)
 	refuse(s, t, "no segment", base + s->window_bytes - 65536, DEAD);
 	refuse(s, t, "the window's end", base + s->window_bytes, DEAD);
 	refuse(s, t, "the end of the addresses", (void *)~15ull, DEAD);
+	refuse(s, t, "the address 1", (void *)1, DEAD);
 	refuse(s, t, "one byte in", live + 1, DEAD);
 	refuse(s, t, "a word in", live + 8, DEAD);
 	refuse(s, t, "sixteen bytes in", live + 16, DEAD);
