@@ -475,7 +475,23 @@ int pvi_segment_grow(struct pv_store *s, uint32_t npages);
 /** The most for which pvi_segment_grow() would find limit, window and index large enough. heap_lock. */
 uint32_t pvi_segment_growth_pages(struct pv_store *s);
 
+/* ---- attach.c ---- */
+
+struct pvi_fd;
+
+/** Attach the store of these descriptors; the ones that it takes have fd -1 afterwards. *again: what is
+ *  kept has changed, fetch once more, nothing was done. */
+int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n, bool *again);
+/** Set the window of s->index aside. */
+int pvi_attach_reserve(struct pv_store *s);
+/** The descriptor of a token, or NULL. */
+struct pvi_fd *pvi_attach_fd(struct pvi_fd *fds, unsigned int n, uint64_t token);
+uint64_t pvi_attach_now_ns(void);
+
 /* ---- store.c ---- */
+
+/** What follows from s->index: base, sizes, and empty tables. */
+int pvi_store_geometry(struct pv_store *s);
 
 /** The segment that an offset lies in, or NULL. Its last granule may be longer than the segment. */
 static inline struct pvi_segment *pvi_store_segment(const struct pv_store *s, uint64_t off)

@@ -1,11 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Opening and closing a store.
- *
- * Attaching: fetch the descriptors; check the index; take the lock; read the index; if what is kept
- * has changed since the fetch, begin again; set the window aside; check and map every segment; only
- * then change anything: redo the lanes, start a new epoch, drop what the index does not name.
- * Whatever is refused before that leaves the image as it was.
+ * Opening and closing a store: options, the handle and its tables, creation; attaching is in attach.c.
  *
  * Creating: the index is handed to the backend last, so a crash on the way leaves at most a segment
  * without an index, which counts as no store.
@@ -47,14 +42,6 @@
 const char *pv_version(void)
 {
 	return PV_VERSION;
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
 }
 
 /* ---- options ---- */
@@ -121,7 +108,7 @@ static size_t pages_bytes(const struct pv_store *s)
 	return (s->window_bytes >> s->page_shift) * sizeof(*s->pages);
 }
 
-static int geometry(struct pv_store *s)
+int pvi_store_geometry(struct pv_store *s)
 {
 	s->base = s->index.base;
 	s->window_bytes = s->index.window_bytes;
@@ -170,14 +157,6 @@ static void teardown(struct pv_store *s)
 	s->lanes_taken = NULL;
 }
 
-static int reserve_window(struct pv_store *s)
-{
-	int err = pvi_arena_reserve(s->index.base, s->index.window_bytes);
-
-	s->window_reserved = err == 0;
-	return err;
-}
-
 /* ---- create ---- */
 
 static int create_index(struct pv_store *s, const char *name, const struct pv_options *o)
@@ -201,13 +180,13 @@ static int create_index(struct pv_store *s, const char *name, const struct pv_op
 	s->index.epoch = 1;
 	for (unsigned int i = 0; i < BASE_ATTEMPTS; i++) {
 		s->index.base = pvi_arena_base(uuid, o->window_bytes, i);
-		err = reserve_window(s);
+		err = pvi_attach_reserve(s);
 		if (err != -EADDRINUSE)
 			break;
 	}
 	if (err)
 		return err;
-	err = geometry(s);
+	err = pvi_store_geometry(s);
 	if (err)
 		return err;
 	snprintf(memfd_name, sizeof(memfd_name), "pv:%s:index", name);
@@ -258,160 +237,6 @@ static int create(struct pv_store *s, const char *name, const struct pv_options 
 	return err;
 }
 
-/* ---- attach ---- */
-
-static struct pvi_fd *find_fd(struct pvi_fd *fds, unsigned int n, uint64_t token)
-{
-	for (unsigned int i = 0; i < n; i++)
-		if (fds[i].token == token && fds[i].fd >= 0)
-			return &fds[i];
-	return NULL;
-}
-
-static int read_header(int fd, uint64_t bytes, struct index_rec *rec)
-{
-	if (pread(fd, rec, sizeof(*rec), 0) != (ssize_t) sizeof(*rec))
-		return pvi_fail(-EBADMSG, "index: cannot read its header");
-	return pvi_index_check_header(rec, bytes);
-}
-
-static int attach_index(struct pv_store *s, const char *name, struct pvi_fd *fd)
-{
-	struct index_rec rec, again;
-	uint64_t bytes;
-	int err = pvi_arena_verify(fd->fd, "index", sizeof(rec), &bytes);
-
-	if (!err)
-		err = read_header(fd->fd, bytes, &rec);
-	if (err)
-		return err;
-	s->index.fd = fd->fd;
-	fd->fd = -1;
-	if (!s->readonly) {
-		err = pvi_lock_take(s, name, &rec);
-		/* What was read before the lock may have been changed by its last owner. */
-		if (!err)
-			err = read_header(s->index.fd, bytes, &rec);
-		return err ? err : pvi_index_reread(&s->index, &rec);
-	}
-	/* A reader takes no lock, so a writer may change the slot while it is being read. */
-	for (;;) {
-		err = pvi_index_reread(&s->index, &rec);
-		if (err != -EBADMSG || read_header(s->index.fd, bytes, &again) ||
-		    again.commit == rec.commit)
-			return err;
-		rec = again;
-	}
-}
-
-static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
-{
-	int err = reserve_window(s);
-
-	if (!err)
-		err = geometry(s);
-	if (err)
-		return err;
-	s->index.rec = (struct index_rec *) s->base;
-	err = pvi_arena_map(s->index.rec, s->index.bytes, s->index.fd, s->readonly);
-	for (uint32_t i = 0; i < s->index.nsegments && !err; i++) {
-		struct pvi_fd *fd = find_fd(fds, n, i + 1ull);
-
-		if (!fd)
-			return pvi_fail(-ENXIO,
-					"segment %u (token %u, %" PRIu64
-					" bytes) is named by the index, but nobody keeps it",
-					i, i + 1, s->index.segments[i].bytes);
-		err = pvi_segment_attach(s, i, fd->fd);
-		if (!err)
-			fd->fd = -1;
-	}
-	return err;
-}
-
-/* From here on the image is changed. */
-static int recover(struct pv_store *s)
-{
-	uint64_t generation = pvi_index_generation(s->index.rec);
-	/* All that is to be done is checked before any of it is done. */
-	int err = pvi_lane_check(s);
-
-	if (!err)
-		err = pvi_tx_check(s);
-	if (err)
-		return err;
-	s->recovered = pvi_lane_recover(s) + pvi_tx_recover(s);
-	if (pvi_index_generation(s->index.rec) != generation) {
-		/* A root's creation was finished: the index now in force names it. */
-		err = pvi_index_reread(&s->index, s->index.rec);
-		if (err)
-			return err;
-	}
-	s->index.epoch++;
-	pvi_lock_note_writer(s);
-	err = pvi_index_stage(&s->index, 0, &generation);
-	if (!err)
-		pvi_index_commit(&s->index, generation);
-	return err;
-}
-
-/* Every descriptor is attached: the session that they came from is not needed any more. */
-static int finish(struct pv_store *s)
-{
-	uint64_t start = now_ns();
-	int err = s->handover->ops->finish(s->handover);
-
-	s->fetch_ns += now_ns() - start;
-	return err;
-}
-
-/* The lock comes after the fetch, for it is on the index. Until then a writer may have been there:
- * then the descriptors, and what the backend's handle knows, are not those of the store that we have
- * locked. From here on they are; for a reader at least those that the index it has read names. */
-static int fetched_in_time(struct pv_store *s, bool *again)
-{
-	uint64_t start = now_ns();
-	int rc = s->handover->ops->changed ? s->handover->ops->changed(s->handover) : 0;
-
-	s->fetch_ns += now_ns() - start;
-	*again = rc > 0;
-	return rc < 0 ? rc : 0;
-}
-
-/* Let go of an index that was locked in vain. */
-static void detach_index(struct pv_store *s)
-{
-	pvi_lock_release(s);
-	close(s->index.fd);
-	pvi_index_free(&s->index);
-	s->index = (struct pvi_index){.fd = -1, .lock_fd = -1};
-}
-
-/* *again: fetch once more, nothing was done. */
-static int attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n,
-		  bool *again)
-{
-	int err = attach_index(s, name, find_fd(fds, n, 0));
-
-	if (!err)
-		err = fetched_in_time(s, again);
-	if (!err && *again) {
-		detach_index(s);
-		return 0;
-	}
-	if (!err)
-		err = map_all(s, fds, n);
-	if (!err && !s->readonly)
-		err = recover(s);
-	if (err || s->readonly)
-		return err;
-	for (unsigned int i = 0; i < n; i++) /* descriptors still here are not in the index */
-		if (fds[i].fd >= 0)
-			s->handover->ops->drop(s->handover, fds[i].token);
-	s->origin = PV_ORIGIN_REATTACHED;
-	return s->from_kexec ? finish(s) : 0;
-}
-
 /* ---- open ---- */
 
 /* Is this the leftover of a creation that a crash interrupted: segment 0 and nothing else? */
@@ -452,7 +277,7 @@ static int reset(struct pv_store *s, const char *name)
 
 	if (err == -ENOENT)
 		return 0;
-	index = find_fd(fds, n, 0);
+	index = pvi_attach_fd(fds, n, 0);
 	if (index) {
 		if (pread(index->fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
 			rec.writer_pid = 0;
@@ -474,15 +299,15 @@ static int fetch_and_attach(struct pv_store *s, const char *name, bool *again)
 	const struct pv_options *o = &s->options;
 	struct pvi_fd *fds = NULL;
 	unsigned int n = 0;
-	uint64_t start = now_ns();
+	uint64_t start = pvi_attach_now_ns();
 	int err;
 
 	*again = false;
 	err = s->handover->ops->fetch(s->handover, &fds, &n, &s->from_kexec);
-	s->fetch_ns += now_ns() - start;
+	s->fetch_ns += pvi_attach_now_ns() - start;
 	if (!err && unborn(fds, n))
 		err = pvi_fail(-ENOENT, "its creation was interrupted");
-	else if (!err && !find_fd(fds, n, 0))
+	else if (!err && !pvi_attach_fd(fds, n, 0))
 		err = pvi_fail(-ENXIO, "store %s: the index is missing, %u segments are kept", name, n);
 	if (err == -ENOENT)
 		err = o->flags & PV_CREATE
@@ -491,7 +316,7 @@ static int fetch_and_attach(struct pv_store *s, const char *name, bool *again)
 	else if (!err && (o->flags & PV_EXCL))
 		err = pvi_fail(-EEXIST, "store %s exists", name);
 	else if (!err)
-		err = attach(s, name, fds, n, again);
+		err = pvi_attach(s, name, fds, n, again);
 	close_fds(fds, n);
 	return err;
 }
@@ -515,7 +340,7 @@ static int open_store(struct pv_store *s, const char *name)
 
 int pv_open(const char *name, const struct pv_options *opts, struct pv_store **out)
 {
-	uint64_t start = now_ns();
+	uint64_t start = pvi_attach_now_ns();
 	struct pv_options o;
 	struct pv_store *s;
 	int err;
@@ -537,7 +362,7 @@ int pv_open(const char *name, const struct pv_options *opts, struct pv_store **o
 	pthread_mutex_init(&s->index_lock, NULL);
 	pthread_mutex_init(&s->handover_lock, NULL);
 	err = pvi_handover_open(name, &s->options, &s->handover);
-	s->fetch_ns = now_ns() - start;
+	s->fetch_ns = pvi_attach_now_ns() - start;
 	if (!err)
 		err = open_store(s, name);
 	if (!err)
@@ -549,7 +374,7 @@ int pv_open(const char *name, const struct pv_options *opts, struct pv_store **o
 		free(s);
 		return err;
 	}
-	s->attach_ns = now_ns() - start;
+	s->attach_ns = pvi_attach_now_ns() - start;
 	*out = s;
 	return 0;
 }
