@@ -153,6 +153,11 @@ static int dir_open(const struct pvi_holder_place *place, bool create)
 	return fd;
 }
 
+int pvi_holder_dir(const struct pvi_holder_place *place)
+{
+	return dir_open(place, false);
+}
+
 /** The holder removes its socket by this path, and an operator sees it. */
 static int socket_path(const struct pvi_holder_place *place, int dir, char *path, size_t bytes)
 {

@@ -26,6 +26,8 @@ struct pvi_holder_place {
 int pvi_holder_place_init(struct pvi_holder_place *place, const char *store_name,
 			  const struct pv_options *opts);
 void pvi_holder_place_free(struct pvi_holder_place *place);
+/** Open the directory, after the checks that each use makes. -ENOENT: there is none. */
+int pvi_holder_dir(const struct pvi_holder_place *place);
 
 /**
  * Connect to the store's holder; if there is none, -ENOENT, or if it has died, -ECONNREFUSED; with

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * preservectl check: is a store sound? The fast form is what every attach looks at, headers, index and
+ * lanes; the full one walks everything. Both read only.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "ctl.h"
+
+struct check {
+	const char *name;
+	bool fast;
+	bool full;
+	json_t *problems; /* NULL: print them */
+};
+
+enum { KEY_FAST = 256, KEY_FULL };
+
+static const struct argp_option options[] = {
+	{"fast", KEY_FAST, NULL, 0, "Headers, index and lanes only", 0},
+	{"full", KEY_FULL, NULL, 0, "Everything (the default)", 0},
+	{0},
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct check *c = state->input;
+
+	switch (key) {
+	case KEY_FAST:
+		c->fast = true;
+		return 0;
+	case KEY_FULL:
+		c->full = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		if (c->name)
+			argp_error(state, "one store at a time");
+		c->name = arg;
+		return 0;
+	case ARGP_KEY_END:
+		if (!c->name)
+			argp_error(state, "which store?");
+		if (c->fast && c->full)
+			argp_error(state, "--fast or --full, not both");
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+static void tell(void *ctx, const char *line)
+{
+	struct check *c = ctx;
+
+	if (c->problems)
+		json_array_append_new(c->problems, json_string(line));
+	else
+		printf("%s\n", line);
+}
+
+static double seconds(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double) ts.tv_sec + (double) ts.tv_nsec / 1e9;
+}
+
+static void print_report(const struct check *c, const struct pv_check_report *r, double took)
+{
+	char bytes[16];
+
+	printf("%s: %llu problems\n", c->name, (unsigned long long) r->problems);
+	if (c->fast)
+		return;
+	printf("%llu live objects with %s in %llu slabs and %llu extents; %llu slots free, %llu pages free\n",
+	       (unsigned long long) r->live_objects, ctl_bytes(bytes, r->live_bytes),
+	       (unsigned long long) r->slabs, (unsigned long long) r->extents,
+	       (unsigned long long) r->free_slots, (unsigned long long) r->free_pages);
+	if (r->intents || r->transactions)
+		printf("%llu intents and %llu transactions are not done\n",
+		       (unsigned long long) r->intents, (unsigned long long) r->transactions);
+	printf("%.3f s\n", took);
+}
+
+static json_t *report_json(const struct check *c, const struct pv_check_report *r, double took)
+{
+	return json_pack("{s:s, s:s, s:I, s:O, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "name",
+			 c->name, "form", c->fast ? "fast" : "full", "problems",
+			 (json_int_t) r->problems, "lines", c->problems, "live_objects",
+			 (json_int_t) r->live_objects, "live_bytes", (json_int_t) r->live_bytes,
+			 "free_slots", (json_int_t) r->free_slots, "slabs", (json_int_t) r->slabs,
+			 "extents", (json_int_t) r->extents, "free_pages",
+			 (json_int_t) r->free_pages, "intents", (json_int_t) r->intents,
+			 "transactions", (json_int_t) r->transactions, "seconds", took);
+}
+
+static void note_if_open(const char *name)
+{
+	const struct pv_stores_entry *e;
+	struct pv_stores *list;
+
+	if (pv_stores_list(ctl.runtime_dir, &list))
+		return;
+	for (uint32_t i = 0; i < list->n; i++) {
+		e = &list->stores[i];
+		if (e->open && strcmp(e->name, name) == 0)
+			ctl_say("store %s is open in process %d: what it is changing at the moment may "
+				"look like a problem",
+				name, e->writer_pid);
+	}
+	pv_stores_free(list);
+}
+
+int ctl_check(int argc, char **argv)
+{
+	static const struct argp argp = {
+		.options = options,
+		.parser = parse,
+		.args_doc = "STORE",
+		.doc = "Check a store and print what is wrong. Changes nothing.",
+		.children = ctl_children,
+	};
+	struct pv_check_report report = {0};
+	struct check c = {0};
+	struct pv_store *store;
+	double begun;
+	int err;
+
+	ctl_parse(&argp, argc, argv, &c);
+	if (!c.fast)
+		note_if_open(c.name);
+	begun = seconds();
+	err = ctl_open_readonly(c.name, &store);
+	if (err)
+		return ctl_library_fail(err, c.name);
+	if (ctl.json)
+		c.problems = json_array();
+	if (!c.fast)
+		err = pv_check(store, tell, &c, &report);
+	pv_close(store);
+	if (err) {
+		json_decref(c.problems);
+		return ctl_library_fail(err, c.name);
+	}
+	if (ctl.json) {
+		err = ctl_json_print(report_json(&c, &report, seconds() - begun));
+		json_decref(c.problems);
+		return err ? err : report.problems ? CTL_UNSOUND : CTL_OK;
+	}
+	print_report(&c, &report, seconds() - begun);
+	return report.problems ? CTL_UNSOUND : CTL_OK;
+}
