@@ -63,11 +63,11 @@ static int attach_index(struct pv_store *s, const char *name, struct pvi_fd *fd)
 		/* What was read before the lock may have been changed by its last owner. */
 		if (!err)
 			err = read_header(s->index.fd, bytes, &rec);
-		return err ? err : pvi_index_reread(&s->index, &rec);
+		return err ? err : pvi_index_reread(&s->index, &rec, pvi_index_how(s));
 	}
 	/* A reader takes no lock, so a writer may change the slot while it is being read. */
 	for (;;) {
-		err = pvi_index_reread(&s->index, &rec);
+		err = pvi_index_reread(&s->index, &rec, pvi_index_how(s));
 		if (err != -EBADMSG || read_header(s->index.fd, bytes, &again) ||
 		    again.commit == rec.commit)
 			return err;
@@ -103,7 +103,7 @@ static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 /* From here on the image is changed. */
 static int recover(struct pv_store *s)
 {
-	uint64_t generation = pvi_index_generation(s->index.rec);
+	uint64_t generation = s->index.generation;
 	/* All that is to be done is checked before any of it is done. */
 	int err = pvi_lane_check(s);
 
@@ -111,10 +111,11 @@ static int recover(struct pv_store *s)
 		err = pvi_tx_check(s);
 	if (err)
 		return err;
+	pvi_index_mend(&s->index);
 	s->recovered = pvi_lane_recover(s) + pvi_tx_recover(s);
-	if (pvi_index_generation(s->index.rec) != generation) {
+	if (s->index.generation != generation) {
 		/* A root's creation was finished: the index now in force names it. */
-		err = pvi_index_reread(&s->index, s->index.rec);
+		err = pvi_index_reread(&s->index, s->index.rec, PVI_INDEX_STRICT);
 		if (err)
 			return err;
 	}

@@ -196,6 +196,17 @@ static void check_lanes(struct walk *w)
 		problem(w, "%s", pv_last_error());
 }
 
+static void check_index(struct walk *w)
+{
+	uint64_t generation = pvi_index_generation(w->s->index.rec);
+
+	if (!pvi_index_commit_sound(&w->s->index))
+		problem(w, "index: the commit word 0x%016" PRIx64 " is damaged", w->s->index.rec->commit);
+	else if (!pvi_index_slot_sound(w->s->index.rec, generation, false) &&
+		 generation == pvi_index_generation(w->s->index.rec))
+		problem(w, "index: generation %" PRIu64 ": its slot is damaged", generation);
+}
+
 int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void *ctx,
 	     struct pv_check_report *report)
 {
@@ -203,9 +214,7 @@ int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void
 	struct walk w = {.s = s, .report = &r, .tell = tell, .ctx = ctx};
 
 	pvi_retire_pause(s);
-	if (!pvi_index_slot_sound(s->index.rec, pvi_index_generation(s->index.rec)))
-		problem(&w, "index: generation %" PRIu64 ": its slot is damaged",
-			pvi_index_generation(s->index.rec));
+	check_index(&w);
 	check_lanes(&w);
 	for (uint32_t i = 0; i < s->nsegments; i++)
 		check_segment(&w, &s->segments[i]);

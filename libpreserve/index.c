@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The index: a flattened device tree that says what is where. It lives in its own memfd, in two
- * slots. A new index is built in ordinary memory, copied to the slot that is not in force, and put
- * in force by one store to index_rec.commit, so a crash leaves the old one or the new one.
+ * The index: a flattened device tree that says what is where. It is built here in ordinary memory and
+ * read here from a copy; index_slot.c puts it into the memfd.
  *
  * Reading trusts nothing: header, checksum, tree, and every property are checked before use, and the
  * message names the node.
@@ -16,101 +15,8 @@
 #include <unistd.h>
 
 #include <libfdt.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "internal.h"
 
-#define SLOT_BYTES_SMALL (8u << 10)
-#define SLOT_BYTES_LARGE (256u << 10)
-#define SMALL_GRANULE	 (1u << 20)
-
-/* ---- header ---- */
-
-static uint32_t slot_bytes_for(uint64_t granule_bytes)
-{
-	return granule_bytes < SMALL_GRANULE ? SLOT_BYTES_SMALL : SLOT_BYTES_LARGE;
-}
-
-uint64_t pvi_index_memfd_bytes(uint64_t granule_bytes)
-{
-	return PV_INDEX_HEADER_BYTES + 2ull * slot_bytes_for(granule_bytes);
-}
-
-static uint64_t header_checksum(const struct index_rec *rec)
-{
-	return XXH3_64bits(rec, offsetof(struct index_rec, checksum));
-}
-
-void pvi_index_format(struct index_rec *rec, const uint8_t uuid[16], uint64_t bytes)
-{
-	rec->format_version = PV_FORMAT_VERSION;
-	rec->slot_bytes = (uint32_t) (bytes - PV_INDEX_HEADER_BYTES) / 2;
-	memcpy(rec->uuid, uuid, 16);
-	rec->bytes = bytes;
-	rec->magic = PV_INDEX_MAGIC;
-	rec->checksum = header_checksum(rec);
-}
-
-int pvi_index_check_header(const struct index_rec *rec, uint64_t bytes)
-{
-	if (rec->magic != PV_INDEX_MAGIC)
-		return pvi_fail(-EBADMSG, "index: not an index of libpreserve (magic 0x%016" PRIx64 ")",
-				rec->magic);
-	if (rec->format_version != PV_FORMAT_VERSION)
-		return pvi_fail(-EPROTONOSUPPORT,
-				"index: format version %u, this library reads version %u",
-				rec->format_version, PV_FORMAT_VERSION);
-	if (rec->checksum != header_checksum(rec))
-		return pvi_fail(-EBADMSG, "index: the header's checksum is wrong");
-	if (rec->bytes != bytes)
-		return pvi_fail(-EBADMSG, "index: the header says %" PRIu64 " bytes, the memfd has %" PRIu64,
-				rec->bytes, bytes);
-	if (rec->slot_bytes % 4096 || rec->slot_bytes < 4096 ||
-	    PV_INDEX_HEADER_BYTES + 2ull * rec->slot_bytes != bytes)
-		return pvi_fail(-EBADMSG, "index: slots of %u bytes do not fit a memfd of %" PRIu64,
-				rec->slot_bytes, bytes);
-	return 0;
-}
-
-static struct index_slot_rec *slot_of(const struct index_rec *rec, uint64_t generation)
-{
-	uint8_t *p = (uint8_t *) (uintptr_t) rec + PV_INDEX_HEADER_BYTES;
-
-	return (struct index_slot_rec *) (p + (generation & 1) * rec->slot_bytes);
-}
-
-static uint64_t slot_checksum(const void *fdt, uint64_t bytes, uint64_t generation)
-{
-	return XXH3_64bits_withSeed(fdt, bytes, generation);
-}
-
-static uint64_t commit_word(const uint8_t uuid[16], uint64_t generation)
-{
-	uint64_t check = XXH3_64bits_withSeed(uuid, 16, generation) >> PV_COMMIT_CHECK_SHIFT;
-
-	return check << PV_COMMIT_CHECK_SHIFT | generation;
-}
-
-/* NULL if the slot is sound, else what is wrong with it. */
-static const char *slot_fault(const struct index_slot_rec *slot, uint32_t slot_bytes,
-			      uint64_t generation)
-{
-	if (slot->generation != generation)
-		return "its slot carries another generation";
-	if (slot->bytes > slot_bytes - sizeof(*slot) || slot->bytes < sizeof(struct fdt_header))
-		return "the length of its tree is out of bounds";
-	if (slot->checksum != slot_checksum(slot + 1, slot->bytes, generation))
-		return "its checksum is wrong";
-	if (fdt_check_full(slot + 1, slot->bytes) != 0)
-		return "its flattened device tree is malformed";
-	return NULL;
-}
-
-bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation)
-{
-	return slot_fault(slot_of(rec, generation), rec->slot_bytes, generation) == NULL;
-}
 
 /* ---- in process ---- */
 
@@ -300,45 +206,24 @@ static int build_grown(const struct pvi_index *idx, uint64_t generation, uint32_
 	}
 }
 
-/* The memory of as much of a slot as is going to be written. */
-static int commit_slot(const struct pvi_index *idx, const struct index_slot_rec *slot, uint64_t bytes)
-{
-	uint8_t *start = (uint8_t *) idx->rec;
-	uint64_t off = (uint64_t) ((const uint8_t *) slot - start), from = off & ~4095ull;
-
-	return pvi_arena_commit(idx->fd, start, from, ((off + bytes + 4095) & ~4095ull) - from);
-}
-
 int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 {
-	uint64_t next = pvi_index_generation(idx->rec) + 1;
-	struct index_slot_rec *slot = slot_of(idx->rec, next);
-	uint32_t room = idx->rec->slot_bytes - (uint32_t) sizeof(*slot) - slack;
-	uint64_t bytes;
+	uint64_t next = idx->generation + 1;
 	void *buf;
-	int err = build_grown(idx, next, room, &buf);
+	int err = build_grown(idx, next, pvi_index_slot_room(idx->rec) - slack, &buf);
 
 	if (err)
 		return err;
-	bytes = fdt_totalsize(buf);
-	err = commit_slot(idx, slot, sizeof(*slot) + bytes);
-	if (err) {
-		free(buf);
-		return err;
-	}
-	/* This slot is not in force: nobody reads what is written here before the commit. */
-	memcpy(slot + 1, buf, bytes);
-	slot->bytes = bytes;
-	slot->checksum = slot_checksum(buf, bytes, next);
-	slot->generation = next;
+	err = pvi_index_slot_write(idx, next, buf);
 	free(buf);
-	*generation = next;
-	return 0;
+	if (!err)
+		*generation = next;
+	return err;
 }
 
 bool pvi_index_has_room(struct pvi_index *idx)
 {
-	uint32_t room = idx->rec->slot_bytes - (uint32_t) sizeof(struct index_slot_rec) - PVI_INDEX_SLACK;
+	uint32_t room = pvi_index_slot_room(idx->rec) - PVI_INDEX_SLACK;
 	void *buf;
 	int err;
 
@@ -347,19 +232,11 @@ bool pvi_index_has_room(struct pvi_index *idx)
 	/* All entries of a kind are of one size: the last one twice. */
 	idx->segments[idx->nsegments] = idx->segments[idx->nsegments - 1];
 	idx->nsegments++;
-	err = build_grown(idx, pvi_index_generation(idx->rec) + 1, room, &buf);
+	err = build_grown(idx, idx->generation + 1, room, &buf);
 	idx->nsegments--;
 	if (!err)
 		free(buf);
 	return !err;
-}
-
-void pvi_index_commit(struct pvi_index *idx, uint64_t generation)
-{
-	pvi_barrier();
-	__atomic_store_n(&idx->rec->commit, commit_word(idx->rec->uuid, generation),
-			 __ATOMIC_RELEASE);
-	pvi_barrier();
 }
 
 /* ---- reading ---- */
@@ -579,9 +456,10 @@ static int read_roots(struct pvi_index *idx, const void *fdt)
 	return 0;
 }
 
-static int read_tree(struct pvi_index *idx, const void *fdt, const struct index_rec *rec)
+static int read_tree(struct pvi_index *idx, const struct index_slot_rec *slot, const struct index_rec *rec)
 {
-	int err = read_store(idx, fdt, pvi_index_generation(rec), rec);
+	const void *fdt = slot + 1;
+	int err = read_store(idx, fdt, slot->generation, rec);
 
 	if (!err)
 		err = read_segments(idx, fdt);
@@ -592,57 +470,18 @@ static int read_tree(struct pvi_index *idx, const void *fdt, const struct index_
 	return err;
 }
 
-/* A copy of a slot, as long as it says it is (or whole, if that makes no sense): what is checked is what
- * is used, whoever else has the memfd mapped. NULL with a message. */
-static struct index_slot_rec *read_slot(int fd, const struct index_rec *rec, off_t at)
+int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec, enum pvi_index_how how)
 {
-	struct index_slot_rec head, *slot;
-	size_t n = rec->slot_bytes;
+	struct index_slot_rec *slot = NULL;
+	int err = pvi_index_init(idx);
 
-	if (pread(fd, &head, sizeof(head), at) == (ssize_t) sizeof(head) &&
-	    head.bytes <= n - sizeof(head))
-		n = sizeof(head) + head.bytes;
-	slot = malloc(n);
-	if (slot && pread(fd, slot, n, at) == (ssize_t) n) {
-		if (slot->bytes > n - sizeof(head)) /* changed meanwhile: out of bounds */
-			slot->bytes = UINT64_MAX;
-		return slot;
-	}
-	pvi_fail(-EBADMSG, "index: cannot read its slot: %s", strerror(errno));
-	free(slot);
-	return NULL;
-}
-
-int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec)
-{
-	uint64_t generation = pvi_index_generation(rec);
-	off_t at = (off_t) (PV_INDEX_HEADER_BYTES + (generation & 1) * rec->slot_bytes);
-	struct index_slot_rec *slot;
-	const char *why;
-	int err;
-
-	if (rec->commit != commit_word(rec->uuid, generation))
-		return pvi_fail(-EBADMSG,
-				"index: the commit word 0x%016" PRIx64 " is damaged: its check does not "
-				"fit generation %" PRIu64,
-				rec->commit, generation);
-	err = pvi_index_init(idx);
 	if (err)
 		return err;
 	idx->bytes = rec->bytes;
-	slot = read_slot(fd, rec, at);
-	if (!slot) {
-		err = -EBADMSG;
-	} else {
-		why = slot_fault(slot, rec->slot_bytes, generation);
-		if (why)
-			err = pvi_fail(-EBADMSG,
-				       "index: generation %" PRIu64 " (slot %u at byte %lld): %s; look at "
-				       "it with `dtc -I dtb -O dts`",
-				       generation, (unsigned int) (generation & 1),
-				       (long long) at + (long long) sizeof(*slot), why);
-		else
-			err = read_tree(idx, slot + 1, rec);
+	err = pvi_index_slot_read(fd, rec, how, &slot, &idx->mended);
+	if (!err) {
+		idx->generation = slot->generation;
+		err = read_tree(idx, slot, rec);
 	}
 	free(slot);
 	if (err)
@@ -650,17 +489,18 @@ int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec)
 	return err;
 }
 
-int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec)
+int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec, enum pvi_index_how how)
 {
 	struct index_rec copy = *rec;
 	struct pvi_index fresh;
-	int err = pvi_index_read(&fresh, idx->fd, &copy);
+	int err = pvi_index_read(&fresh, idx->fd, &copy, how);
 
 	if (err)
 		return err;
 	fresh.fd = idx->fd;
 	fresh.lock_fd = idx->lock_fd;
 	fresh.rec = idx->rec;
+	fresh.mended |= idx->mended;
 	pvi_index_free(idx);
 	*idx = fresh;
 	return 0;
@@ -672,8 +512,8 @@ bool pvi_index_staged_sound(const struct pvi_index *idx, uint64_t generation)
 	struct pvi_index next;
 	bool same;
 
-	rec.commit = commit_word(rec.uuid, generation);
-	if (pvi_index_read(&next, idx->fd, &rec))
+	rec.commit = pvi_index_commit_word(rec.uuid, generation);
+	if (pvi_index_read(&next, idx->fd, &rec, PVI_INDEX_STRICT))
 		return false;
 	same = next.bytes == idx->bytes && next.base == idx->base &&
 	       next.window_bytes == idx->window_bytes && next.granule_bytes == idx->granule_bytes &&
@@ -682,31 +522,4 @@ bool pvi_index_staged_sound(const struct pvi_index *idx, uint64_t generation)
 	       memcmp(next.segments, idx->segments, idx->nsegments * sizeof(*idx->segments)) == 0;
 	pvi_index_free(&next);
 	return same;
-}
-
-int pv_index_dump(struct pv_store *s, void **buf, size_t *bytes)
-{
-	uint32_t slot_bytes = s->index.rec->slot_bytes;
-	struct index_slot_rec *copy = malloc(slot_bytes);
-	const char *why;
-	uint64_t generation;
-
-	if (!copy)
-		return pvi_fail(-ENOMEM, "index: no memory");
-	pthread_mutex_lock(&s->index_lock);
-	/* A reader's handle does not keep a writer from changing the slot meanwhile. */
-	do {
-		generation = pvi_index_generation(s->index.rec);
-		memcpy(copy, slot_of(s->index.rec, generation), slot_bytes);
-		why = slot_fault(copy, slot_bytes, generation);
-	} while (why && generation != pvi_index_generation(s->index.rec));
-	pthread_mutex_unlock(&s->index_lock);
-	if (why) {
-		free(copy);
-		return pvi_fail(-EBADMSG, "index: generation %" PRIu64 ": %s", generation, why);
-	}
-	*bytes = copy->bytes;
-	memmove(copy, copy + 1, *bytes);
-	*buf = copy;
-	return 0;
 }

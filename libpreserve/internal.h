@@ -47,24 +47,23 @@ void pvi_memory_root(const char *path);
 
 /* ---- index.c: what is where ---- */
 
-/** Bytes of an index memfd for a store with segments of this first size. */
-uint64_t pvi_index_memfd_bytes(uint64_t granule_bytes);
-/** Format a fresh, mapped index memfd. */
-void pvi_index_format(struct index_rec *rec, const uint8_t uuid[16], uint64_t bytes);
-/** Check the fixed part of the header that was read from a descriptor. */
-int pvi_index_check_header(const struct index_rec *rec, uint64_t bytes);
+/** What may be done about an index that is damaged. */
+enum pvi_index_how {
+	PVI_INDEX_STRICT, /* nothing: the slot in force, or an error */
+	PVI_INDEX_MIRROR, /* its mirror will do */
+	PVI_INDEX_MEND,	  /* PV_MEND: see in_force() in index_slot.c */
+};
+static inline enum pvi_index_how pvi_index_how(const struct pv_store *s)
+{
+	return s->options.flags & PV_MEND ? PVI_INDEX_MEND : PVI_INDEX_MIRROR;
+}
 /** Read and check the index in force from a descriptor into idx (arrays are allocated). */
-int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec);
+int pvi_index_read(struct pvi_index *idx, int fd, const struct index_rec *rec, enum pvi_index_how how);
 /** The same from idx->fd, over what idx holds; descriptors and mapping stay. */
-int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec);
+int pvi_index_reread(struct pvi_index *idx, const struct index_rec *rec, enum pvi_index_how how);
 /** Free what pvi_index_read() or pvi_index_init() allocated. */
 void pvi_index_free(struct pvi_index *idx);
 int pvi_index_init(struct pvi_index *idx);
-/** The generation of the index in force. */
-static inline uint64_t pvi_index_generation(const struct index_rec *rec)
-{
-	return __atomic_load_n(&rec->commit, __ATOMIC_ACQUIRE) & PV_COMMIT_GENERATION_MASK;
-}
 /**
  * Write idx to the slot that is not in force, for *generation, so that `slack` bytes stay free.
  * Nothing has changed for a reader until that is committed. Under index_lock.
@@ -72,12 +71,45 @@ static inline uint64_t pvi_index_generation(const struct index_rec *rec)
 int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation);
 /** Is there room to name another segment? Under index_lock. */
 bool pvi_index_has_room(struct pvi_index *idx);
-/** Put the staged index in force: a single store. */
-void pvi_index_commit(struct pvi_index *idx, uint64_t generation);
-/** Does the mapped slot for this generation hold a sound FDT? */
-bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation);
 /** Can the index staged for this generation be read, and is it idx but for roots? */
 bool pvi_index_staged_sound(const struct pvi_index *idx, uint64_t generation);
+
+/* ---- index_slot.c: the memfd of the index ---- */
+
+/** Bytes of an index memfd for a store with segments of this first size. */
+uint64_t pvi_index_memfd_bytes(uint64_t granule_bytes);
+/** Format a fresh, mapped index memfd. */
+void pvi_index_format(struct index_rec *rec, const uint8_t uuid[16], uint64_t bytes);
+/** Check the fixed part of the header that was read from a descriptor. */
+int pvi_index_check_header(const struct index_rec *rec, uint64_t bytes);
+/** The commit word of a generation. */
+uint64_t pvi_index_commit_word(const uint8_t uuid[16], uint64_t generation);
+/** The generation that the commit word names. */
+static inline uint64_t pvi_index_generation(const struct index_rec *rec)
+{
+	return __atomic_load_n(&rec->commit, __ATOMIC_ACQUIRE) & PV_COMMIT_GENERATION_MASK;
+}
+/** The generation of the index in force: a reader's changes under its eyes, unless the word is damaged. */
+static inline uint64_t pvi_index_current(const struct pv_store *s)
+{
+	return s->readonly && !(s->index.mended & PV_MENDED_COMMIT)
+		       ? pvi_index_generation(s->index.rec)
+		       : s->index.generation;
+}
+/** Bytes of a tree that fit into a slot. */
+uint32_t pvi_index_slot_room(const struct index_rec *rec);
+/** Obtain the memory for a tree and its mirror, and write it to the slot of this generation. */
+int pvi_index_slot_write(struct pvi_index *idx, uint64_t generation, const void *tree);
+/** Put the staged index in force, which is a single store; then write its mirror. */
+void pvi_index_commit(struct pvi_index *idx, uint64_t generation);
+/** A copy of the slot in force (free()), and what is to be mended: PV_MENDED_*. */
+int pvi_index_slot_read(int fd, const struct index_rec *rec, enum pvi_index_how how,
+			struct index_slot_rec **out, uint32_t *mended);
+/** Write to the memfd what idx->mended says is damaged there. A crash on the way: it is still so. */
+void pvi_index_mend(struct pvi_index *idx);
+/** Does the mapped slot for this generation, or its mirror, hold a sound FDT? */
+bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation, bool mirror);
+bool pvi_index_commit_sound(const struct pvi_index *idx);
 
 /* ---- lock.c: one writer ---- */
 

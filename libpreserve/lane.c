@@ -125,7 +125,7 @@ static bool pages_action_sound(const struct pv_store *s, const struct pvi_segmen
 bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 {
 	const struct pvi_segment *seg;
-	uint64_t off = off_of(a), gen = pvi_index_generation(s->index.rec);
+	uint64_t off = off_of(a), gen = pvi_index_current(s);
 
 	if (op_of(a) == PV_DO_FLIP)
 		return off == 0 &&

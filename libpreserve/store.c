@@ -75,7 +75,7 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 		o->lanes = LANES_DEFAULT;
 	if (!o->page_bytes)
 		o->page_bytes = o->segment_bytes >= 4ull << 20 ? LARGE_PAGE : 4096;
-	if (o->flags & ~(PV_CREATE | PV_EXCL | PV_RDONLY | PV_RESET) ||
+	if (o->flags & ~(PV_CREATE | PV_EXCL | PV_RDONLY | PV_RESET | PV_MEND) ||
 	    ((o->flags & (PV_EXCL | PV_RESET)) && !(o->flags & PV_CREATE)) ||
 	    ((o->flags & PV_RDONLY) && (o->flags & PV_CREATE)))
 		return pvi_fail(-EINVAL, "pv_options.flags 0x%x make no sense", o->flags);
@@ -433,7 +433,8 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 	pthread_mutex_unlock(&s->heap_lock);
 	pthread_mutex_lock(&s->index_lock);
 	out->epoch = s->index.epoch;
-	out->generation = pvi_index_generation(s->index.rec);
+	out->generation = pvi_index_current(s);
+	out->mended = s->index.mended;
 	memcpy(out->uuid, s->index.uuid, 16);
 	pthread_mutex_unlock(&s->index_lock);
 	/* Whoever looks must not wait for a prepare, or for a holder that hangs. */

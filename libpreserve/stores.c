@@ -86,7 +86,7 @@ static int read_index(int fd, struct pvi_index *idx, struct index_rec *rec)
 		err = read_header(fd, rec);
 		if (err || (i && rec->commit == seen))
 			return err ? err : -EBADMSG;
-		err = pvi_index_read(idx, fd, rec);
+		err = pvi_index_read(idx, fd, rec, PVI_INDEX_MEND);
 	}
 	return err;
 }

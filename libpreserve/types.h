@@ -247,6 +247,8 @@ struct pvi_index {
 	int fd;
 	int lock_fd; /* a second open file description, which carries the lock */
 	uint64_t bytes; /* of the memfd, when it was read */
+	uint64_t generation; /* that was read, or put in force last */
+	uint32_t mended;     /* PV_MENDED_*: what of the memfd was damaged when it was read */
 	uint64_t base;
 	uint64_t window_bytes;
 	uint64_t granule_bytes;

@@ -37,10 +37,15 @@ static void index_slot_bits(void **state)
 	const struct index_slot_rec *slot = (const void *)(im.pristine[0] + at);
 	size_t other = PV_INDEX_HEADER_BYTES + (~pvi_index_generation(rec) & 1) * rec->slot_bytes;
 
+	/* Each is there twice... */
+	image_flip_all(&im, 0, at, offsetof(struct index_slot_rec, reserved), SILENT);
+	image_flip_all(&im, 0, at + sizeof(*slot), slot->bytes, SILENT);
+	image_flip_all(&im, 0, other, 64, SILENT);
+	/* ... and without the mirror the slot in force is all there is. */
+	im.now[0][other + 20] ^= 1;
+	image_keep(&im);
 	image_flip_all(&im, 0, at, offsetof(struct index_slot_rec, reserved), REFUSED);
 	image_flip_all(&im, 0, at + sizeof(*slot), slot->bytes, REFUSED);
-	/* Not in force, and about to be overwritten. */
-	image_flip_all(&im, 0, other, 64, SILENT);
 	image_end(&im);
 }
 

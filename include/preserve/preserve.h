@@ -92,6 +92,8 @@ enum pv_handover {
 #define PV_RDONLY 4u /* map read-only, take no lock, recover nothing: for tools that look */
 #define PV_RESET  8u /* with PV_CREATE: drop what is kept under this name first, damaged or not; -EBUSY
 			if a process has it open */
+#define PV_MEND	  256u /* accept an index that is damaged, if it is known without a guess what it was; see
+			  pv_repair() */
 
 /** What pv_options.keep is called for. */
 enum pv_keep {
@@ -191,7 +193,12 @@ struct pv_info {
 				     or find the holder, retrieve and finish a session */
 	uint64_t recovered;       /* intents that were redone by pv_open() */
 	uint8_t uuid[16];
+	uint32_t mended;	  /* PV_MENDED_*: what pv_open() found damaged of the index */
 };
+
+/** pv_info.mended. With PV_RDONLY it is damaged still. */
+#define PV_MENDED_SLOT	 1u /* the slot in force; its mirror was used */
+#define PV_MENDED_COMMIT 2u /* the word that says which is in force; PV_MEND only */
 
 /** Fill *out. Any thread. Returns 0. */
 int pv_info_get(struct pv_store *store, struct pv_info *out);

@@ -57,7 +57,7 @@ int fixture_open(struct fixture *f, uint32_t flags)
 	int fds[FIXTURE_TOKENS];
 	struct pv_options o = {
 		.size = sizeof(o),
-		.flags = flags,
+		.flags = flags | f->flags,
 		.handover = PV_HANDOVER_NONE,
 		.window_bytes = 16 << 20,
 		.segment_bytes = f->segment_bytes ? f->segment_bytes : 32 << 10,

@@ -31,6 +31,7 @@ struct fixture {
 	uint64_t limit_bytes;
 	uint32_t lanes; /* default 4 */
 	bool retires;	/* a flavour of RCU is chosen: takes a lane */
+	uint32_t flags; /* of every pv_open(), beside others */
 	void *retired;	/* what op_retire_replace() retired last */
 
 	struct pv_store *store;
@@ -151,5 +152,8 @@ int op_create(void *ctx, uintptr_t flags);
 int op_reopen(void *ctx, uintptr_t unused);
 int op_settle(void *ctx, uintptr_t unused); /* op_reopen() twice */
 int op_destroy(void *ctx, uintptr_t unused);
+/* A bit of the index is wrong, and it is attached: where in it, in words; or in the slot in force. */
+int op_reopen_damaged(void *ctx, uintptr_t word);
+#define DAMAGED_SLOT 0x10000u /* + word */
 
 #endif

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include "fixture.h"
+#include "internal.h"
 
 #define SLOT_OF(arg)  ((unsigned)((arg)&0xff))
 #define BYTES_OF(arg) ((size_t)((arg) >> 8))
@@ -288,6 +289,18 @@ int op_reopen(void *ctx, uintptr_t unused)
 	if (!rc)
 		rc = fixture_types(f);
 	return rc ? rc : fixture_table(f);
+}
+
+int op_reopen_damaged(void *ctx, uintptr_t word)
+{
+	struct fixture *f = ctx;
+	const struct index_rec *rec = f->store->index.rec;
+	uint8_t *at = (uint8_t *)(uintptr_t)rec;
+
+	if (word & DAMAGED_SLOT)
+		at += PV_INDEX_HEADER_BYTES + (pvi_index_generation(rec) & 1) * rec->slot_bytes;
+	((volatile uint64_t *)(void *)at)[word % DAMAGED_SLOT] ^= 1ull << 52;
+	return op_reopen(ctx, 0);
 }
 
 int op_settle(void *ctx, uintptr_t unused)

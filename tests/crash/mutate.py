@@ -85,9 +85,16 @@ int pvi_segment_grow''')]),
 		err = s->handover->ops->keep(s->handover, 1, s->segments[0].fd);
 ''')]),
     # An index is in force before it is written.
-    'index-in-force-early': ('index.c', 'store', 'index', [(
-        '	memcpy(slot + 1, buf, bytes);\n	slot->bytes',
-        '	pvi_index_commit(idx, next);\n	memcpy(slot + 1, buf, bytes);\n	slot->bytes')]),
+    'index-in-force-early': ('index_slot.c', 'store', 'index', [(
+        '	memcpy(slot + 1, tree, bytes);\n	slot->bytes = bytes;\n	slot->checksum',
+        '	__atomic_store_n(&idx->rec->commit, pvi_index_commit_word(idx->rec->uuid, generation), 5);\n'
+        '	memcpy(slot + 1, tree, bytes);\n	slot->bytes = bytes;\n	slot->checksum')]),
+    # The mirror takes the place of the index in force before the new one is.
+    'mirror-before-commit': ('index_slot.c', 'store', 'index', [(
+        '''	pvi_barrier();
+	__atomic_store_n(&idx->rec->commit''', '''	copy_slot(idx->rec, ~generation & 1);
+	pvi_barrier();
+	__atomic_store_n(&idx->rec->commit''')]),
     # A transaction's log is valid before its entry is there.
     'tx-log-valid-early': ('tx.c', 'tx', 'tx', [(
         '''	t->tx.end += need;
