@@ -16,7 +16,7 @@ struct ops_slot {
 
 static const struct pv_typedef ops_object_def = PV_TYPE_BYTES("bench-object", 1);
 static const struct pv_typedef ops_slot_def =
-	PV_TYPE(struct ops_slot, "bench-slot", 1, offsetof(struct ops_slot, object));
+	PV_TYPE(struct ops_slot, "bench-slot", 1, PV_POINTER(struct ops_slot, object));
 
 _Static_assert(sizeof(struct ops_slot) == sizeof(bench_slot), "ops_slot");
 

@@ -13,7 +13,7 @@
 
 #include "error.h"
 
-static _Thread_local char last_error[512] = "no error";
+static _Thread_local char last_error[2048] = "no error";
 
 const char *pv_last_error(void)
 {

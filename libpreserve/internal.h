@@ -111,6 +111,13 @@ void pvi_index_mend(struct pvi_index *idx);
 bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation, bool mirror);
 bool pvi_index_commit_sound(const struct pvi_index *idx);
 
+/* ---- index_type.c: its nodes /types/type@N ---- */
+
+/** Write them into the tree that is being built, unless *err is a libfdt error already. */
+void pvi_index_write_types(const struct pvi_index *idx, void *fdt, int *err);
+/** Read and check them. What was read before an error is the caller's to free, by pvi_index_free(). */
+int pvi_index_read_types(struct pvi_index *idx, const void *fdt);
+
 /* ---- lock.c: one writer ---- */
 
 /** Lock the index of s->index.fd; -EBUSY names the process that has it. */

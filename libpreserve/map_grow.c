@@ -2,16 +2,21 @@
 /*
  * Hash map: growing and shrinking by one bucket at a time.
  *
- * A split fills the new bucket while it cannot be seen, then publishes one intent: the new bucket's
- * overflow buckets become live, the words that moved leave the old bucket, `nbuckets` grows by one.
- *	crash before it: the new bucket is still outside of the table, its overflow buckets were
- *	only reserved; after it: done.
+ * A split fills the new bucket's words while it cannot be seen, then publishes one intent: the new
+ * bucket's overflow buckets become live and are linked, the words that moved leave the old bucket,
+ * `nbuckets` grows by one.
+ *	crash before it: the new bucket is still outside of the table, its words name entries that the
+ *	old one names too, its overflow buckets were only reserved; after it: done.
  * If a freak of the hash makes that more than an intent can hold, the new bucket is made visible
  * first, together with the word `cleaning`, and the old bucket gets rid of what moved afterwards.
  *	crash in between: some entries stand in both buckets. A search never meets the stale ones,
  *	for it goes by the key's hash; pv_map_open() goes on with the cleaning.
  *
- * A merge is one intent, or is left out.
+ * A merge is one intent, or is left out. It leaves the words in the bucket that is not used any more.
+ *
+ * What follows references, a full check say, sees all buckets of a chunk. So those outside of the table
+ * are zero, but for the words of the next one after a crash: these name entries, and are made zero before
+ * one of them can be freed, by map_tidy_next() at the latest.
  */
 #include <errno.h>
 #include <string.h>
@@ -132,16 +137,15 @@ static int make_overflows(struct pv_map_change *change, const uint64_t *words, u
 	return 0;
 }
 
-/* Reserve an object and publish it into a persistent pointer. `zero`: clear it before. */
-static int publish_object(struct pv_map *map, pv_type_t type, size_t bytes, bool zero, void *link)
+/* Reserve an object, clear it, and publish it into a persistent pointer. */
+static int publish_object(struct pv_map *map, pv_type_t type, size_t bytes, void *link)
 {
 	void *object;
 	int err = pv_reserve(map->store, type, bytes, &object);
 
 	if (err)
 		return err;
-	if (zero)
-		memset(object, 0, bytes);
+	memset(object, 0, bytes);
 	err = pv_publish(map->store,
 			 (struct pv_action[]){PV_LIVE(object), PV_STORE(link, (uintptr_t)object)},
 			 2);
@@ -163,15 +167,14 @@ static int have_chunk(struct pv_map *map, uint64_t number)
 		uint64_t directory = number >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS);
 
 		if (!rec->top)
-			err = publish_object(map, map->directory_type, MAP_TOP_BYTES, true,
-					     &rec->top);
+			err = publish_object(map, map->directory_type, MAP_TOP_BYTES, &rec->top);
 		if (!err && !rec->top[directory])
-			err = publish_object(map, map->directory_type, MAP_DIRECTORY_BYTES, true,
+			err = publish_object(map, map->directory_type, MAP_DIRECTORY_BYTES,
 					     &rec->top[directory]);
 	}
 	if (!err && !*map_chunk_link(rec, number))
 		err = publish_object(map, map->bucket_type, buckets * sizeof(struct bucket_rec),
-				     false, map_chunk_link(rec, number));
+				     map_chunk_link(rec, number));
 	return err;
 }
 
@@ -187,8 +190,13 @@ static int fill_bucket(struct pv_map_change *change, struct bucket_rec *b, const
 		return err;
 	for (unsigned int i = 0; i < MAP_WORDS; i++)
 		b->words[i] = i < n ? words[i] : 0;
-	b->next = first;
-	return 0;
+	return first ? map_change_push(change, PV_STORE(&b->next, (uintptr_t)first)) : 0;
+}
+
+/* The bucket that a split filled is not going to be seen. */
+static void empty_bucket(struct bucket_rec *b)
+{
+	memset(b->words, 0, sizeof(b->words));
 }
 
 static int finish_change(struct pv_map_change *change, int err)
@@ -198,6 +206,31 @@ static int finish_change(struct pv_map_change *change, int err)
 	if (err)
 		pv_map_change_abort(change);
 	return err;
+}
+
+int map_tidy_next(struct pv_map *map)
+{
+	struct map_rec *rec = map->rec;
+	struct pv_action a[MAP_WORDS];
+	unsigned int n = 0;
+	struct bucket_rec *b;
+	uint64_t number = rec->nbuckets, directory = number >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS);
+	uint64_t buckets = map_chunk_buckets(number);
+
+	/* Where it begins a chunk, this may not be there yet. */
+	if (number == MAP_BUCKETS_MAX || (buckets && number >> MAP_CHUNK_BITS &&
+					  (pv_usable_bytes(map->store, rec->top) < MAP_TOP_BYTES ||
+					   pv_usable_bytes(map->store, rec->top[directory]) <
+						   MAP_DIRECTORY_BYTES)))
+		return 0;
+	if (buckets && pv_usable_bytes(map->store, *map_chunk_link(rec, number)) <
+			       buckets * sizeof(struct bucket_rec))
+		return 0;
+	b = map_bucket(rec, number);
+	for (unsigned int i = 0; i < MAP_WORDS; i++)
+		if (b->words[i])
+			a[n++] = PV_STORE(&b->words[i], 0);
+	return n ? pv_publish(map->store, a, n) : 0;
 }
 
 int map_clean(struct pv_map *map)
@@ -247,6 +280,8 @@ static int split_with_cleaning(struct pv_map *map, uint64_t from, const uint64_t
 	if (!err)
 		err = map_change_push(&change, PV_STORE(&rec->cleaning, from + 1));
 	err = finish_change(&change, err);
+	if (err)
+		empty_bucket(map_bucket(rec, rec->nbuckets));
 	return err ? err : map_clean(map);
 }
 
@@ -277,7 +312,11 @@ static int split(struct pv_map *map)
 	if (!err)
 		err = map_change_push(&change, PV_STORE(&rec->nbuckets, number + 1));
 	err = finish_change(&change, err);
-	return err == -E2BIG ? split_with_cleaning(map, from, moved, n) : err;
+	if (err == -E2BIG)
+		return split_with_cleaning(map, from, moved, n);
+	if (err)
+		empty_bucket(map_bucket(rec, number));
+	return err;
 }
 
 static int merge(struct pv_map *map)
@@ -317,8 +356,13 @@ static int merge(struct pv_map *map)
 		err = map_change_push(&change, PV_FREE(*chunk));
 		if (!err)
 			err = map_change_push(&change, PV_STORE(chunk, 0));
+	} else if (!err && d.noverflows) {
+		err = map_change_push(&change, PV_STORE(&d.bucket->next, 0));
 	}
-	return finish_change(&change, err);
+	err = finish_change(&change, err);
+	if (!err && !map_chunk_buckets(last))
+		empty_bucket(d.bucket);
+	return err;
 }
 
 /*

@@ -15,7 +15,8 @@
  *
  * Buckets never move. They lie in chunks: number 0 has 16 buckets, numbers 1 to 10 double the table
  * up to 2^14 buckets, all later ones have 2^14 (1 MiB) and hang below a directory of directories.
- * Buckets from `nbuckets` on are undefined; the split that makes one visible fills it first.
+ * Buckets from `nbuckets` on are zero, but for words of the next one after a crash; the split that makes
+ * one visible fills it first.
  */
 #ifndef PVI_MAP_LAYOUT_H
 #define PVI_MAP_LAYOUT_H
@@ -191,6 +192,8 @@ void map_have_spare(struct pv_map *map);
 
 /** After a change: split or merge as many buckets as it put in or took out, and one more. */
 void map_resize(struct pv_map *map, unsigned int inserted, unsigned int removed);
+/** Empty the bucket behind the last one, in which a crash may have left words. */
+int map_tidy_next(struct pv_map *map);
 /** Finish the split that map_rec.cleaning tells of. */
 int map_clean(struct pv_map *map);
 

@@ -13,34 +13,31 @@
 #include "error.h"
 #include "map_layout.h"
 
+static const struct pv_typedef overflow_type =
+	PV_TYPE(struct overflow_rec, "pv-map-overflow", 1,
+		PV_TAGGED(struct overflow_rec, words, MAP_MARK - 1),
+		PV_POINTER_TO(struct overflow_rec, next, "pv-map-overflow"));
+/* A chunk of buckets. */
+static const struct pv_typedef bucket_type =
+	PV_TYPE_ARRAY(struct bucket_rec, "pv-map-bucket", 1,
+		      PV_TAGGED(struct bucket_rec, words, MAP_MARK - 1),
+		      PV_POINTER_TO(struct bucket_rec, next, "pv-map-overflow"));
+/* Of chunks, or of directories. */
+static const struct pv_typedef directory_type =
+	PV_TYPE_ARRAY(void *, "pv-map-directory", 1, PV_POINTER_ITSELF);
+static const struct pv_typedef rec_type =
+	PV_TYPE(struct map_rec, "pv-map", 1, PV_POINTER_TO(struct map_rec, next, "pv-map"),
+		PV_POINTER_TO(struct map_rec, top, "pv-map-directory"),
+		PV_POINTER_TO(struct map_rec, small, "pv-map-bucket"));
+static const struct pv_typedef root_type =
+	PV_TYPE(struct map_root_rec, "pv-map-root", 1,
+		PV_POINTER_TO(struct map_root_rec, current, "pv-map"),
+		PV_POINTER_TO(struct map_root_rec, doomed, "pv-map"));
+
 static int register_types(struct pv_map *map)
 {
-	const struct pv_typedef overflow_type = PV_TYPE(struct overflow_rec, "pv-map-overflow", 1,
-							offsetof(struct overflow_rec, next));
-	const struct pv_typedef bucket_type =
-		PV_TYPE(struct bucket_rec, "pv-map-bucket", 1, offsetof(struct bucket_rec, next));
-	/* An array of pointers: each element is one. */
-	const struct pv_typedef directory_type = {
-		.name = "pv-map-directory",
-		.version = 1,
-		.bytes = sizeof(void *),
-		.pointers = (const uint32_t[]){0},
-		.npointers = 1,
-	};
-	uint32_t pointers[2 + MAP_SMALL] = {offsetof(struct map_rec, next),
-					    offsetof(struct map_rec, top)};
-	struct pv_typedef rec_type = {
-		.name = "pv-map",
-		.version = 1,
-		.bytes = sizeof(struct map_rec),
-		.pointers = pointers,
-		.npointers = 2 + MAP_SMALL,
-	};
-	int err;
+	int err = pv_type_register(map->store, &overflow_type, &map->overflow_type);
 
-	for (uint32_t i = 0; i < MAP_SMALL; i++)
-		pointers[2 + i] = (uint32_t)(offsetof(struct map_rec, small) + i * sizeof(void *));
-	err = pv_type_register(map->store, &overflow_type, &map->overflow_type);
 	if (!err)
 		err = pv_type_register(map->store, &bucket_type, &map->bucket_type);
 	if (!err)
@@ -158,9 +155,6 @@ static int check_recs(const struct pv_map *map, const char *name)
 
 static int open_map(struct pv_map *map, const char *name)
 {
-	const struct pv_typedef root_type = PV_TYPE(struct map_root_rec, "pv-map-root", 1,
-						    offsetof(struct map_root_rec, current),
-						    offsetof(struct map_root_rec, doomed));
 	pv_type_t type;
 	void *root;
 	int err = register_types(map);
@@ -182,6 +176,8 @@ static int open_map(struct pv_map *map, const char *name)
 	map->rec = map->root->current;
 	map->seed = map->rec->seed;
 	err = map->rec->cleaning ? map_clean(map) : 0;
+	if (!err)
+		err = map_tidy_next(map);
 	if (!err)
 		map_have_spare(map);
 	return err;

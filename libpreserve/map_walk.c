@@ -182,14 +182,20 @@ static int tidy_bucket(struct pv_map *map, struct map_rec *rec)
 
 	for (const struct overflow_rec *o = b->next; o; o = o->next)
 		overflows++;
-	/* 7 entries, 4 for each overflow bucket, 4 for the chunk, 1 for nbuckets. */
-	for (; overflows > 4; overflows--) {
+	/* 7 entries and words, 4 for each overflow bucket and 1, 1 for nbuckets; or 4 for the chunk instead
+	   of the words. */
+	for (; overflows > 3; overflows--) {
 		err = tidy_overflow(map, b);
 		if (err)
 			return err;
 	}
-	for (unsigned int i = 0; i < MAP_WORDS && b->words[i]; i++)
+	for (unsigned int i = 0; i < MAP_WORDS && b->words[i]; i++) {
 		a[n++] = PV_FREE(map_word_entry(b->words[i]));
+		if (!map_chunk_buckets(rec->nbuckets - 1))
+			a[n++] = PV_STORE(&b->words[i], 0);
+	}
+	if (b->next && !map_chunk_buckets(rec->nbuckets - 1))
+		a[n++] = PV_STORE(&b->next, 0);
 	for (struct overflow_rec *o = b->next; o; o = o->next) {
 		for (unsigned int i = 0; i < MAP_OVERFLOW_WORDS && o->words[i]; i++)
 			a[n++] = PV_FREE(map_word_entry(o->words[i]));

@@ -1,19 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Types and roots: the two lists in the index that the application adds to. Both are few and change
- * seldom; a change writes a whole new index.
- *
- * The list of types changes under heap_lock and index_lock, so that either is enough to read it; the
- * list of roots under index_lock alone.
+ * Roots: the objects that an application starts from, a list in the index. They are few and change
+ * seldom; a change writes a whole new index. The list changes under index_lock.
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "internal.h"
 
@@ -26,127 +18,6 @@ bool pvi_name_valid(const char *name)
 	n = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
 	return n > 0 && n <= PVI_NAME_MAX && name[n] == '\0' && name[0] != '.';
 }
-
-static void lock(struct pv_store *s)
-{
-	pthread_mutex_lock(&s->heap_lock);
-	pthread_mutex_lock(&s->index_lock);
-}
-
-static void unlock(struct pv_store *s)
-{
-	pthread_mutex_unlock(&s->index_lock);
-	pthread_mutex_unlock(&s->heap_lock);
-}
-
-/* ---- types ---- */
-
-static uint64_t fingerprint(const struct pv_typedef *def)
-{
-	XXH3_state_t state;
-
-	XXH3_INITSTATE(&state);
-	XXH3_64bits_reset(&state);
-	XXH3_64bits_update(&state, &def->version, sizeof(def->version));
-	XXH3_64bits_update(&state, &def->bytes, sizeof(def->bytes));
-	XXH3_64bits_update(&state, def->pointers, def->npointers * sizeof(*def->pointers));
-	return XXH3_64bits_digest(&state);
-}
-
-static int check_typedef(const struct pv_typedef *def)
-{
-	if (!pvi_name_valid(def->name))
-		return pvi_fail(-EINVAL, "type name \"%s\": 1 to %u of [A-Za-z0-9._-], no leading dot",
-				def->name ? def->name : "(null)", PVI_NAME_MAX);
-	if (def->npointers && !def->pointers)
-		return pvi_fail(-EINVAL, "type %s: no list of pointers", def->name);
-	for (uint32_t i = 0; i < def->npointers; i++) {
-		if (def->pointers[i] % 8 || def->pointers[i] + 8ull > def->bytes)
-			return pvi_fail(-EINVAL,
-					"type %s: pointer field at offset %u: not an aligned word inside "
-					"%u bytes",
-					def->name, def->pointers[i], def->bytes);
-		if (i && def->pointers[i] <= def->pointers[i - 1])
-			return pvi_fail(-EINVAL, "type %s: pointer offsets must ascend", def->name);
-	}
-	return 0;
-}
-
-static int append(char *buf, size_t room, int at, const uint32_t *pointers, uint32_t n)
-{
-	for (uint32_t i = 0; i < n && at < (int) room; i++)
-		at += snprintf(buf + at, room - (size_t) at, i ? ",%u" : "%u", pointers[i]);
-	return at;
-}
-
-static int type_differs(const struct pvi_type *have, const struct pv_typedef *want)
-{
-	char a[100] = "", b[100] = "";
-
-	append(a, sizeof(a), 0, have->pointers, have->npointers);
-	append(b, sizeof(b), 0, want->pointers, want->npointers);
-	return pvi_fail(-EMEDIUMTYPE,
-			"type %s: the store has version %u, %u bytes, pointers at [%s]; the program has "
-			"version %u, %u bytes, pointers at [%s]",
-			have->name, have->version, have->bytes, a, want->version, want->bytes, b);
-}
-
-static int type_add(struct pv_store *s, const struct pv_typedef *def)
-{
-	struct pvi_type *t = &s->index.types[s->index.ntypes + 1];
-	uint64_t generation;
-	int err;
-
-	if (s->readonly)
-		return pvi_fail(-ENOENT, "type %s is not in the store", def->name);
-	if (s->index.ntypes == PV_TYPES_MAX)
-		return pvi_fail(-ENOSPC, "the store has %u types already", PV_TYPES_MAX);
-	memset(t, 0, sizeof(*t));
-	strcpy(t->name, def->name);
-	t->version = def->version;
-	t->bytes = def->bytes;
-	t->fingerprint = fingerprint(def);
-	if (def->npointers) {
-		t->pointers = malloc(def->npointers * sizeof(*t->pointers));
-		if (!t->pointers)
-			return pvi_fail(-ENOMEM, "no memory for type %s", def->name);
-		memcpy(t->pointers, def->pointers, def->npointers * sizeof(*t->pointers));
-		t->npointers = def->npointers;
-	}
-	s->index.ntypes++;
-	err = pvi_index_stage(&s->index, PVI_INDEX_SLACK, &generation);
-	if (err) {
-		s->index.ntypes--;
-		free(t->pointers);
-		t->pointers = NULL;
-		return err;
-	}
-	pvi_index_commit(&s->index, generation);
-	return 0;
-}
-
-int pv_type_register(struct pv_store *s, const struct pv_typedef *def, pv_type_t *out)
-{
-	int err = check_typedef(def);
-	uint32_t i;
-
-	if (err)
-		return err;
-	lock(s);
-	for (i = 1; i <= s->index.ntypes; i++)
-		if (strcmp(s->index.types[i].name, def->name) == 0)
-			break;
-	if (i > s->index.ntypes)
-		err = type_add(s, def);
-	else if (s->index.types[i].fingerprint != fingerprint(def))
-		err = type_differs(&s->index.types[i], def);
-	unlock(s);
-	if (!err)
-		*out = i;
-	return err;
-}
-
-/* ---- roots ---- */
 
 static struct pvi_root *root_find(struct pv_store *s, const char *name)
 {

@@ -224,12 +224,21 @@ struct pvi_thread {
 	uint32_t lane_number;
 };
 
+struct pvi_field;
+
 struct pvi_type {
 	char name[PVI_NAME_MAX + 1];
 	uint32_t version;
 	uint32_t bytes;
-	uint32_t npointers;
+	uint32_t flags;	    /* PV_TYPE_PINNED */
+	bool has_pointers;  /* there are fields */
+	bool flexible;	    /* some go to the end of the object */
+	bool simple;	    /* nothing but plain pointers, unconditional, in fixed places: then... */
+	uint32_t npointers; /* ... these are their offsets, fields in turn, all within `bytes` */
 	uint32_t *pointers;
+	struct pvi_field *fields; /* the flat map, typemap.h */
+	uint32_t nfields;
+	char *strings; /* what the fields' names point into */
 	uint64_t fingerprint;
 	struct pvi_bin *bins; /* PVI_CLASSES, made on first use */
 };

@@ -313,7 +313,7 @@ pv_type_t store_bytes_type(struct pv_store *s, const char *name)
 	return type;
 }
 
-const struct pv_typedef store_word = PV_TYPE(struct word, "word", 1, offsetof(struct word, next));
+const struct pv_typedef store_word = PV_TYPE(struct word, "word", 1, PV_POINTER(struct word, next));
 
 pv_type_t store_word_type(struct pv_store *s)
 {

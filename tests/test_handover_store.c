@@ -31,9 +31,9 @@ struct item {
 };
 
 static const struct pv_typedef root_type =
-	PV_TYPE(struct root, "root", 1, offsetof(struct root, first));
+	PV_TYPE(struct root, "root", 1, PV_POINTER(struct root, first));
 static const struct pv_typedef item_type =
-	PV_TYPE(struct item, "item", 1, offsetof(struct item, next));
+	PV_TYPE(struct item, "item", 1, PV_POINTER(struct item, next));
 
 /* A store of 64 KiB segments in the test's directory. */
 static int open_store(uint32_t flags, struct pv_store **s)

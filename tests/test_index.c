@@ -222,6 +222,8 @@ struct lie {
 	{                                                    \
 		path, prop, sizeof(text), 0, text, err, says \
 	}
+#define FIELDS(cells, says) \
+	TX("/types/type@1", "fields", cells, -EBADMSG, "node /types/type@1: property fields is wrong: " says)
 #define NO(path, prop)                                 \
 	{                                              \
 		path, prop, 0, 0, NULL, -EBADMSG, prop \
@@ -282,9 +284,26 @@ static const struct lie lies[] = {
 	N8("/segments/segment@0", "birth-generation", 77, "segment 0: born with generation"),
 	NO("/segments/segment@1", "birth-generation"),
 	TX("/types/type@1", "label", "n/de", -EBADMSG, "node /types/type@1: property label"),
-	N4("/types/type@1", "bytes", 0, "node /types/type@1: property pointers"),
-	N4("/types/type@1", "pointers", 9, "node /types/type@1: property pointers"),
-	N4("/types/type@1", "pointers", 0xfffffff8, "node /types/type@1: property pointers"),
+	N4("/types/type@1", "bytes", 0, "node /types/type@1: property fields is wrong: field next: offset 0"),
+	N4("/types/type@1", "bytes", 24, "node /types/type@1: property fingerprint"),
+	N4("/types/type@1", "version", 2, "node /types/type@1: property fingerprint"),
+	N8("/types/type@1", "fingerprint", 4711, "node /types/type@1: property fingerprint"),
+	/* One entry: kind, offset, number, distance. */
+	FIELDS("\0\0\0\1" "\0\0\0\4" "\0\0\0\1" "\0\0\0", "field next: references at offset 4"),
+	FIELDS("\0\0\0\1" "\0\0\0\20" "\0\0\0\1" "\0\0\0", "field next: offset 16, 1 elements: not within"),
+	FIELDS("\0\0\0\1" "\377\377\377\370" "\0\0\0\1" "\0\0\0", "field next: offset 4294967288"),
+	FIELDS("\0\0\0\6" "\0\0\0\0" "\0\0\0\1" "\0\0\0", "field next: there is no kind 6"),
+	FIELDS("\0\0\0\0" "\0\0\0\0" "\0\0\0\1" "\0\0\0", "field next: there is no kind 0"),
+	FIELDS("\0\0\0\1" "\0\0\0\0" "\0\0\0\0" "\0\0\0", "field next: 0 elements"),
+	FIELDS("\0\0\0\1" "\0\0\0\0" "\0\0\0\2" "\0\0\0", "field next: 2 elements at a distance of 0"),
+	FIELDS("\0\0\0\2" "\0\0\0\0" "\0\0\0\1" "\0\0\0", "entry 0 is malformed"),
+	FIELDS("\0\0\1\1" "\0\0\0\0" "\0\0\0\1" "\0\0\0", "entry 0 is malformed"),
+	FIELDS("\0\4\0\1" "\0\0\0\0" "\0\0\0\1" "\0\0\0", "entry 0 is malformed"),
+	FIELDS("\1\0\0\1" "\0\0\0\0" "\0\0\0\1" "\0\0\0", "entry 0 is malformed"),
+	TX("/types/type@1", "field-names", "n/xt", -EBADMSG, "node /types/type@1: property field-names"),
+	TX("/types/type@1", "field-names", "n\0xt", -EBADMSG, "node /types/type@1: property field-names"),
+	TX("/types/type@1", "field-names", "\0ext", -EBADMSG, "node /types/type@1: property field-names"),
+	NO("/types/type@1", "field-names"),
 	NO("/types/type@1", "fingerprint"),
 	N4("/roots/root@0", "type", 0, "node /roots/root@0: property type"),
 	N4("/roots/root@0", "type", 2, "node /roots/root@0: property type"),

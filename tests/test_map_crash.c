@@ -203,11 +203,14 @@ static void test_damaged(void **state)
 	uint64_t *root, *rec, *top;
 	void *object;
 	pv_type_t type;
+	const struct pv_field pointers[] = {
+		{.name = "current", .kind = PV_FIELD_POINTER, .count = 1, .stride = 8},
+		{.name = "doomed", .kind = PV_FIELD_POINTER, .offset = 8, .count = 1, .stride = 8}};
 	const struct pv_typedef root_type = {.name = "pv-map-root",
 					     .version = 1,
 					     .bytes = 32,
-					     .pointers = (const uint32_t[]){0, 8},
-					     .npointers = 2};
+					     .fields = pointers,
+					     .nfields = 2};
 
 	for (uint64_t i = 0; i < 110000; i++)
 		put(f, i, i);

@@ -12,7 +12,7 @@ struct pair {
 };
 
 static const struct pv_typedef pair_type =
-	PV_TYPE(struct pair, "pair", 3, offsetof(struct pair, left), offsetof(struct pair, right));
+	PV_TYPE(struct pair, "pair", 3, PV_POINTER(struct pair, left), PV_POINTER(struct pair, right));
 
 static pv_type_t register_ok(struct pv_store *s, const struct pv_typedef *def)
 {
@@ -49,19 +49,36 @@ static void registered_once_and_found_again(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* Plain pointers at these offsets. */
+static struct pv_typedef layout(struct pv_field *fields, const char *name, uint32_t version, uint32_t bytes,
+				const uint32_t *offsets, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		fields[i] = (struct pv_field){.name = "p",
+					      .kind = PV_FIELD_POINTER,
+					      .offset = offsets[i],
+					      .count = 1,
+					      .stride = 8};
+	return (struct pv_typedef){
+		.name = name, .version = version, .bytes = bytes, .fields = fields, .nfields = n};
+}
+
 static void another_layout_is_refused(void **state)
 {
 	static const uint32_t left[] = {0}, both[] = {0, 8}, later[] = {0, 16};
 	static const struct {
-		struct pv_typedef def;
+		uint32_t version, bytes;
+		const uint32_t *offsets;
+		uint32_t n, flags;
 		const char *says;
 	} other[] = {
-		{{"pair", 4, 24, both, 2}, "version 4, 24 bytes, pointers at [0,8]"},
-		{{"pair", 3, 32, both, 2}, "version 3, 32 bytes, pointers at [0,8]"},
-		{{"pair", 3, 24, left, 1}, "version 3, 24 bytes, pointers at [0]"},
-		{{"pair", 3, 24, later, 2}, "version 3, 24 bytes, pointers at [0,16]"},
-		{{"pair", 3, 24, NULL, 0}, "version 3, 24 bytes, pointers at []"},
-		{{"pair", 3, 0, NULL, 0}, "version 3, 0 bytes, pointers at []"},
+		{4, 24, both, 2, 0, "version 4, 24 bytes, references {p: pointer at 0; p: pointer at 8}"},
+		{3, 32, both, 2, 0, "version 3, 32 bytes, references {p: pointer at 0; p: pointer at 8}"},
+		{3, 24, left, 1, 0, "the program has version 3, 24 bytes, references {p: pointer at 0}"},
+		{3, 24, later, 2, 0, "version 3, 24 bytes, references {p: pointer at 0; p: pointer at 16}"},
+		{3, 24, NULL, 0, 0, "the program has version 3, 24 bytes, no references"},
+		{3, 0, NULL, 0, 0, "the program has version 3, 0 bytes, no references"},
+		{3, 24, both, 2, PV_TYPE_PINNED, "the program has version 3, 24 bytes, pinned, references {"},
 	};
 	struct keeper *k = *state;
 	struct pv_store *s = store_create(k, NULL);
@@ -69,10 +86,15 @@ static void another_layout_is_refused(void **state)
 
 	for (int again = 0; again < 2; again++) {
 		for (size_t i = 0; i < sizeof(other) / sizeof(*other); i++) {
+			struct pv_field fields[2];
+			struct pv_typedef def = layout(fields, "pair", other[i].version, other[i].bytes,
+						       other[i].offsets, other[i].n);
+
+			def.flags = other[i].flags;
 			type = 4711;
-			assert_fails(pv_type_register(s, &other[i].def, &type), -EMEDIUMTYPE,
-				     "type pair: the store has version 3, 24 bytes, pointers at "
-				     "[0,8]");
+			assert_fails(pv_type_register(s, &def, &type), -EMEDIUMTYPE,
+				     "type pair: the store has version 3, 24 bytes, references "
+				     "{left: pointer at 0; right: pointer at 8}; the program has ");
 			assert_non_null(strstr(pv_last_error(), other[i].says));
 			assert_int_equal(type, 4711);
 		}
@@ -87,54 +109,72 @@ static void another_layout_is_refused(void **state)
 static void long_layouts_in_the_message(void **state)
 {
 	struct keeper *k = *state;
-	struct pv_store *s = store_create(k, NULL);
+	struct pv_options o = small_options(k);
+	struct pv_field fields[400];
+	struct pv_typedef def;
 	uint32_t offsets[400];
-	struct pv_typedef def = {"long", 1, 100000, offsets, 400};
+	struct pv_store *s;
 	pv_type_t type;
 
+	o.window_bytes = 1 << 28;
+	o.segment_bytes = 4 << 20; /* an index that is not small */
+	s = store_create(k, &o);
 	for (uint32_t i = 0; i < 400; i++)
 		offsets[i] = 90000 + 8 * i;
+	def = layout(fields, "long", 1, 100000, offsets, 400);
 	register_ok(s, &def);
-	def.npointers = 399;
-	assert_fails(pv_type_register(s, &def, &type), -EMEDIUMTYPE, "pointers at [90000,90008");
-	assert_true(strlen(pv_last_error()) < 512);
-	def.npointers = 400;
+	def.nfields = 399;
+	assert_fails(pv_type_register(s, &def, &type), -EMEDIUMTYPE, "{p: pointer at 90000; p: pointer at");
+	assert_non_null(strstr(pv_last_error(), "...; the program has"));
+	assert_true(strlen(pv_last_error()) < 2000);
+	def.nfields = 400;
 	register_ok(s, &def);
 	keeper_crash(k, &s);
-	s = store_attach(k, NULL);
+	s = store_attach(k, &o);
 	register_ok(s, &def);
 	assert_ok(pv_close(s));
 }
 
 static void bad_definitions(void **state)
 {
-	static const uint32_t odd[] = {4}, beyond[] = {8}, twice[] = {0, 0}, falling[] = {8, 0},
+	static const uint32_t odd[] = {4}, beyond[] = {8}, start[] = {0}, twice[] = {0, 0},
 			      far[] = {0xfffffff8};
 	static const struct {
-		struct pv_typedef def;
+		const char *name;
+		uint32_t bytes;
+		const uint32_t *offsets;
+		uint32_t n;
 		const char *says;
 	} bad[] = {
-		{{NULL, 1, 8, NULL, 0}, "type name \"(null)\""},
-		{{"", 1, 8, NULL, 0}, "type name"},
-		{{".x", 1, 8, NULL, 0}, "no leading dot"},
-		{{"a b", 1, 8, NULL, 0}, "type name"},
-		{{"1234567890123456789012345678901234567890123456789", 1, 8, NULL, 0}, "1 to 48"},
-		{{"t", 1, 16, odd, 1}, "offset 4"},
-		{{"t", 1, 8, beyond, 1}, "offset 8"},
-		{{"t", 1, 15, beyond, 1}, "offset 8"},
-		{{"t", 1, 0, twice, 1}, "offset 0"},
-		{{"t", 1, 16, twice, 2}, "ascend"},
-		{{"t", 1, 16, falling, 2}, "ascend"},
-		{{"t", 1, 0xffffffff, far, 1}, "offset 4294967288"},
-		{{"t", 1, 16, NULL, 2}, "no list of pointers"},
+		{NULL, 8, NULL, 0, "type name \"(null)\""},
+		{"", 8, NULL, 0, "type name"},
+		{".x", 8, NULL, 0, "no leading dot"},
+		{"a b", 8, NULL, 0, "type name"},
+		{"1234567890123456789012345678901234567890123456789", 8, NULL, 0, "1 to 48"},
+		{"t", 16, odd, 1, "offset 4"},
+		{"t", 8, beyond, 1, "offset 8"},
+		{"t", 15, beyond, 1, "offset 8"},
+		{"t", 0, start, 1, "opaque bytes"},
+		{"t", 16, twice, 2, "at the same place"},
+		{"t", 0xffffffff, far, 1, "offset 4294967288"},
 	};
 	struct keeper *k = *state;
 	struct pv_store *s = store_create(k, NULL);
 	uint64_t generation = store_info(s).generation;
+	struct pv_typedef none = {.name = "t", .version = 1, .bytes = 16, .nfields = 2};
 	pv_type_t type = 4711;
 
-	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++)
-		assert_fails(pv_type_register(s, &bad[i].def, &type), -EINVAL, bad[i].says);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+		struct pv_field fields[2];
+		struct pv_typedef def =
+			layout(fields, bad[i].name, 1, bad[i].bytes, bad[i].offsets, bad[i].n);
+
+		assert_fails(pv_type_register(s, &def, &type), -EINVAL, bad[i].says);
+	}
+	assert_fails(pv_type_register(s, &none, &type), -EINVAL, "no list of them");
+	none.nfields = 0;
+	none.flags = 2;
+	assert_fails(pv_type_register(s, &none, &type), -EINVAL, "unknown flags 0x2");
 	assert_int_equal(type, 4711);
 	assert_int_equal(store_info(s).generation, generation);
 	assert_ok(pv_close(s));
@@ -145,7 +185,7 @@ static void sizes_of_objects(void **state)
 	struct keeper *k = *state;
 	struct pv_store *s = store_create(k, NULL);
 	pv_type_t pair = register_ok(s, &pair_type), blob = store_bytes_type(s, "blob");
-	struct pv_typedef large = {"large", 1, 50000, NULL, 0};
+	struct pv_typedef large = {.name = "large", .version = 1, .bytes = 50000};
 	pv_type_t big = register_ok(s, &large);
 	void *p;
 
@@ -261,7 +301,7 @@ static void many_types(void **state)
 	s = store_create(k, &o);
 	for (int round = 0; round < 2; round++) {
 		for (uint32_t i = 0; i < 500; i++) {
-			struct pv_typedef def = {name, i, 8 + i, NULL, 0};
+			struct pv_typedef def = {.name = name, .version = i, .bytes = 8 + i};
 			pv_type_t type;
 			void *p;
 
@@ -308,7 +348,7 @@ static void *register_all(void *arg)
 
 	pthread_barrier_wait(r->start);
 	for (uint32_t i = 0; i < TYPES && !r->err; i++) {
-		struct pv_typedef def = {name, 1, 8 * (i + 1), NULL, 0};
+		struct pv_typedef def = {.name = name, .version = 1, .bytes = 8 * (i + 1)};
 
 		snprintf(name, sizeof(name), "type-%u", i);
 		r->err = pv_type_register(r->s, &def, &r->types[i]);

@@ -28,9 +28,9 @@ struct note {
 	char text[56];
 };
 static const struct pv_typedef note_type =
-	PV_TYPE(struct note, "note", 1, offsetof(struct note, next));
+	PV_TYPE(struct note, "note", 1, PV_POINTER_TO(struct note, next, "note"));
 
-static const struct pv_typedef list_type = PV_TYPE(struct note *, "list", 1, 0);
+static const struct pv_typedef list_type = PV_TYPE(struct note *, "list", 1, PV_POINTER_ITSELF);
 
 int main(int argc, char **argv)
 {

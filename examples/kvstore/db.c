@@ -22,14 +22,16 @@ static const void *key_of(const void *entry, size_t *bytes)
 	return entry_key(entry);
 }
 
+static const struct pv_typedef entry_type = PV_TYPE_BYTES("kv-entry", 1);
+static const struct pv_typedef batch_type =
+	PV_TYPE_ARRAY(struct batch_item_rec, "kv-batch-item", 1,
+		      PV_POINTER_TO(struct batch_item_rec, fresh, "kv-entry"),
+		      PV_POINTER_TO(struct batch_item_rec, old, "kv-entry"));
+static const struct pv_typedef root_type =
+	PV_TYPE(struct db_root_rec, "kv-root", 1, PV_POINTER_TO(struct db_root_rec, batch, "kv-batch-item"));
+
 int db_open(struct db *db, struct pv_store *store)
 {
-	const struct pv_typedef entry_type = PV_TYPE_BYTES("kv-entry", 1);
-	const struct pv_typedef batch_type = PV_TYPE(struct batch_item_rec, "kv-batch-item", 1,
-						     offsetof(struct batch_item_rec, fresh),
-						     offsetof(struct batch_item_rec, old));
-	const struct pv_typedef root_type =
-		PV_TYPE(struct db_root_rec, "kv-root", 1, offsetof(struct db_root_rec, batch));
 	const struct pv_map_options options = {.size = sizeof(options), .key = key_of};
 	pv_type_t type;
 	void *root;

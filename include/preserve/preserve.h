@@ -63,6 +63,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <preserve/type.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -212,47 +214,7 @@ const char *pv_last_error(void);
 /** The library's version, "major.minor.patch". */
 const char *pv_version(void);
 
-/* ---- types and roots ------------------------------------------------------------------------ */
-
-/** Handle of a registered type, valid for this store handle only. 0 is no type. */
-typedef uint32_t pv_type_t;
-
-/**
- * Description of a type. `pointers` are the offsets of the fields that hold addresses within the
- * store; objects of a type without any are skipped by whatever follows pointers.
- */
-struct pv_typedef {
-	const char *name;         /* 1..48 bytes of [A-Za-z0-9._-] */
-	uint32_t version;         /* of the layout */
-	uint32_t bytes;           /* sizeof the struct; 0: opaque bytes of any length */
-	const uint32_t *pointers; /* ascending, each a multiple of 8 and below `bytes` */
-	uint32_t npointers;
-};
-
-/** One line per struct:
- *  static const struct pv_typedef node_type = PV_TYPE(struct node, "node", 1,
- *						       offsetof(struct node, next));
- *  outside of functions, or in one as a local variable that is not static: what `pointers` names is a
- *  compound literal, which lives as long as its block and is no constant there. */
-#define PV_TYPE(type, type_name, type_version, ...)                                                \
-	{                                                                                          \
-		.name = (type_name), .version = (type_version), .bytes = sizeof(type),             \
-		.pointers = (const uint32_t[]){__VA_ARGS__},                                       \
-		.npointers = sizeof((const uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t),           \
-	}
-/** The same for a struct without pointers. */
-#define PV_TYPE_PLAIN(type, type_name, type_version)                                               \
-	{.name = (type_name), .version = (type_version), .bytes = sizeof(type)}
-/** The same for opaque bytes of any length. */
-#define PV_TYPE_BYTES(type_name, type_version) {.name = (type_name), .version = (type_version)}
-
-/**
- * Register a type, once per open. A type that the store does not know is recorded in the index; one
- * that it knows must have the same layout (-EMEDIUMTYPE, the message shows both).
- * Errors also: -EINVAL, -ENOSPC (at most 4095 types, or index full). Crash: recorded or not.
- * Any thread.
- */
-int pv_type_register(struct pv_store *store, const struct pv_typedef *def, pv_type_t *out);
+/* ---- roots (for types see preserve/type.h) --------------------------------------------------- */
 
 /**
  * Find the root object `name`, or create it: `bytes` zero bytes of `type`. A root object is where

@@ -113,20 +113,14 @@ static int note_error(const char *call, int rc)
 
 int fixture_types(struct fixture *f)
 {
-	uint32_t pointers[FIXTURE_SLOTS];
-	struct pv_typedef table = {
-		.name = "table",
-		.version = 1,
-		.bytes = sizeof(void *) * FIXTURE_SLOTS,
-		.pointers = pointers,
-		.npointers = FIXTURE_SLOTS,
+	struct table {
+		void *slots[FIXTURE_SLOTS];
 	};
+	struct pv_typedef table = PV_TYPE(struct table, "table", 1, PV_POINTER(struct table, slots));
 	struct pv_typedef node = PV_TYPE_BYTES("node", 1);
 	struct pv_typedef blob = PV_TYPE_BYTES("blob", 1);
 	int rc;
 
-	for (uint32_t i = 0; i < FIXTURE_SLOTS; i++)
-		pointers[i] = i * 8;
 	rc = pv_type_register(f->store, &table, &f->table_type);
 	if (!rc)
 		rc = pv_type_register(f->store, &node, &f->node_type);

@@ -242,12 +242,19 @@ int op_random(void *ctx, uintptr_t seed)
 int op_type(void *ctx, uintptr_t number)
 {
 	struct fixture *f = ctx;
-	const uint32_t pointers[] = {0, 16};
+	/* Something of everything that the index records. */
+	const struct pv_field fields[] = {
+		{.name = "first", .kind = PV_FIELD_POINTER, .count = 1, .stride = 8, .target = "node"},
+		{.name = "second", .kind = PV_FIELD_TAGGED, .offset = 16, .count = 1, .stride = 8,
+		 .mask = ~7ull, .when_offset = 8, .when_bytes = 4, .when_mask = 3, .when_value = 1},
+		{.name = "more", .kind = PV_FIELD_POINTER, .offset = 24, .count = PV_FLEXIBLE,
+		 .stride = 8, .count_offset = 12, .count_bytes = 2},
+	};
 	struct pv_typedef def = {
 		.version = 1,
 		.bytes = 24 + (uint32_t)number * 8,
-		.pointers = pointers,
-		.npointers = 2,
+		.fields = fields,
+		.nfields = sizeof(fields) / sizeof(*fields),
 	};
 	char name[16];
 	pv_type_t type;

@@ -47,7 +47,12 @@ static int grown[GROWN_MAX];
 static unsigned int ngrown;
 
 static const struct pv_typedef node_type = {
-	.name = "node", .version = 1, .bytes = 32, .pointers = (const uint32_t[]){0, 8}, .npointers = 2};
+	.name = "node",
+	.version = 1,
+	.bytes = 32,
+	.fields = (const struct pv_field[]){
+		{.name = "both", .kind = PV_FIELD_POINTER, .count = 2, .stride = 8, .target = "node"}},
+	.nfields = 1};
 static const struct pv_typedef bytes_type = PV_TYPE_BYTES("bytes", 1);
 
 static void must(int condition, const char *what)

@@ -27,9 +27,9 @@ struct list {
 };
 
 static const struct pv_typedef node_def =
-	PV_TYPE(struct node, "node", 1, offsetof(struct node, next));
+	PV_TYPE(struct node, "node", 1, PV_POINTER_TO(struct node, next, "node"));
 static const struct pv_typedef list_def =
-	PV_TYPE(struct list, "list", 1, offsetof(struct list, first));
+	PV_TYPE(struct list, "list", 1, PV_POINTER_TO(struct list, first, "node"));
 static pv_type_t node_type;
 
 #define CHECK(condition)                                                                   \

@@ -32,9 +32,10 @@ struct list {
 };
 
 static const struct pv_typedef node_type =
-	PV_TYPE(struct node, "node", 3, offsetof(struct node, next));
+	PV_TYPE(struct node, "node", 3, PV_POINTER_TO(struct node, next, "node"));
 static const struct pv_typedef list_type =
-	PV_TYPE(struct list, "list", 1, offsetof(struct list, first), offsetof(struct list, large));
+	PV_TYPE(struct list, "list", 1, PV_POINTER_TO(struct list, first, "node"),
+		PV_POINTER_TO(struct list, large, "blob"));
 static const struct pv_typedef blob_type = PV_TYPE_BYTES("blob", 1);
 
 static pv_type_t nodes, lists, blobs;

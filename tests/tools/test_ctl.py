@@ -90,10 +90,10 @@ class Show(ToolTest):
         self.assertEqual(types["node"]["live_objects"], 1000)
         self.assertEqual(types["node"]["version"], 3)
         self.assertEqual(types["node"]["bytes"], 64)
-        self.assertEqual(types["node"]["pointers"], [0])
-        self.assertEqual(types["list"]["pointers"], [0, 8])
+        self.assertEqual(types["node"]["references"], ["next"])
+        self.assertEqual(types["list"]["references"], ["first", "large"])
         self.assertEqual(types["blob"]["extents"], 1)
-        self.assertEqual(types["blob"]["pointers"], [])
+        self.assertEqual(types["blob"]["references"], [])
         self.assertEqual(shown["live_objects"], 1002)
         self.assertEqual(sum(s["bytes"] for s in shown["segments"]) + 4096 + 2 * 262144,
                          shown["bytes"])

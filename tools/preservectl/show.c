@@ -72,36 +72,38 @@ static int type_node(const void *tree, uint32_t type)
 	return node;
 }
 
-/* "0 8 16", or the first of them and how many more. */
-static void pointers_text(const void *tree, int node, char *text, size_t room)
+/* "next, u.leaf", or the first of them and how many more. */
+static void references_text(const void *tree, int node, char *text, size_t room)
 {
-	const fdt32_t *cells;
-	int len = 0, at = 0;
+	int n = node < 0 ? 0 : fdt_stringlist_count(tree, node, "field-names"), at = 0;
 
-	cells = node < 0 ? NULL : fdt_getprop(tree, node, "pointers", &len);
 	snprintf(text, room, "-");
-	for (int i = 0; cells && i < len / 4; i++) {
-		if (at > (int) room - 32) {
-			snprintf(text + at, room - (size_t) at, " and %d more", len / 4 - i);
+	for (int i = 0; i < n; i++) {
+		const char *name = fdt_stringlist_get(tree, node, "field-names", i, NULL);
+
+		if (!name)
+			return;
+		if ((size_t) at + strlen(name) + 24 > room) {
+			snprintf(text + at, room - (size_t) at, i ? " and %d more" : "%d", n - i);
 			return;
 		}
-		at += snprintf(text + at, room - (size_t) at, i ? " %u" : "%u", fdt32_ld(&cells[i]));
+		at += snprintf(text + at, room - (size_t) at, i ? ", %s" : "%s", name);
 	}
 }
 
 static void types_table(const struct view *v)
 {
 	static const char *const headings[] = {"TYPE",	   ">VERSION", ">BYTES", ">OBJECTS",
-					       ">IN THEM", ">SLABS",   ">FRAGMENTED", "POINTERS AT",
+					       ">IN THEM", ">SLABS",   ">FRAGMENTED", "REFERENCES",
 					       NULL};
 	struct ctl_table *t = ctl_table_new(headings);
 
 	for (uint32_t i = 0; i < v->stats->ntypes; i++) {
 		const struct pv_stats_type *type = &v->stats->types[i];
 		int node = type_node(v->tree, type->type);
-		char pointers[96];
+		char references[96];
 
-		pointers_text(v->tree, node, pointers, sizeof(pointers));
+		references_text(v->tree, node, references, sizeof(references));
 		ctl_cell(t, "%s", type->name);
 		ctl_cell(t, "%llu",
 			 (unsigned long long) ctl_tree_number(v->tree, node, "version"));
@@ -110,7 +112,7 @@ static void types_table(const struct view *v)
 		ctl_cell_bytes(t, type->live_bytes);
 		ctl_cell(t, "%llu", (unsigned long long) type->slabs.slabs);
 		ctl_cell(t, "%.1f%%", 100 * type->slabs.fragmentation);
-		ctl_cell(t, "%s", pointers);
+		ctl_cell(t, "%s", references);
 	}
 	ctl_table_print(t);
 }
@@ -121,12 +123,14 @@ static json_t *types_json(const struct view *v)
 
 	for (uint32_t i = 0; i < v->stats->ntypes; i++) {
 		const struct pv_stats_type *type = &v->stats->types[i];
-		int node = type_node(v->tree, type->type), len = 0;
-		const fdt32_t *cells = node < 0 ? NULL : fdt_getprop(v->tree, node, "pointers", &len);
-		json_t *pointers = json_array();
+		int node = type_node(v->tree, type->type);
+		int n = node < 0 ? 0 : fdt_stringlist_count(v->tree, node, "field-names");
+		json_t *references = json_array();
 
-		for (int k = 0; cells && k < len / 4; k++)
-			json_array_append_new(pointers, json_integer(fdt32_ld(&cells[k])));
+		for (int k = 0; k < n; k++)
+			json_array_append_new(references,
+					      json_string(fdt_stringlist_get(v->tree, node, "field-names",
+									     k, NULL)));
 		json_array_append_new(
 			array,
 			json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:o}", "name",
@@ -139,7 +143,8 @@ static json_t *types_json(const struct view *v)
 				  (json_int_t) type->slabs.slab_bytes, "extents",
 				  (json_int_t) type->extents, "extent_bytes",
 				  (json_int_t) type->extent_bytes, "fragmentation",
-				  type->slabs.fragmentation, "pointers", pointers));
+				  type->slabs.fragmentation, "references",
+				  references));
 	}
 	return array;
 }
