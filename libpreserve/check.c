@@ -186,11 +186,14 @@ static void check_lanes(struct walk *w)
 {
 	for (uint32_t i = 0; i < w->s->lanes_used; i++) {
 		uint64_t count = w->s->lanes[i].count;
+		bool linking = pvi_lane_linking(&w->s->lanes[i]);
 
-		w->report->intents += count != 0;
+		w->report->intents += count || linking;
 		w->report->transactions += w->s->lanes[i].tx != PV_TX_NONE;
 		if (count && !w->s->readonly)
 			problem(w, "segment 0: lane %u has an intent of %" PRIu64 " actions", i, count);
+		if (linking && !w->s->readonly)
+			problem(w, "segment 0: lane %u has an intent of one word", i);
 	}
 	if (w->s->readonly && (pvi_lane_check(w->s) || pvi_tx_check(w->s)))
 		problem(w, "%s", pv_last_error());

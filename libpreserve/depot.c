@@ -99,8 +99,8 @@ bool pvi_depot_give(struct pvi_magazine *m, uint32_t count)
 	if (!b)
 		return false;
 	count_held(d, count);
-	m->n -= count;
-	memmove(m->slots, m->slots + count, m->n * sizeof(m->slots[0]));
+	__atomic_store_n(&m->top, m->top - count, __ATOMIC_RELAXED);
+	memmove(m->slots, m->slots + count, pvi_magazine_slots(m) * sizeof(m->slots[0]));
 	return true;
 }
 
@@ -117,13 +117,13 @@ static bool take(const struct pv_store *s, struct pvi_magazine *m, struct pvi_de
 		for (uint32_t i = 0; i < b->n; i++)
 			m->slots[i] = (struct pvi_held){b->slots[i],
 							pvi_page_byte(s, b->slots[i])};
-		m->n = b->n;
+		__atomic_store_n(&m->top, m->slots + b->n, __ATOMIC_RELAXED);
 		b->next = d->spare;
 		d->spare = b;
 	}
 	pthread_mutex_unlock(&d->lock);
 	if (b)
-		count_held(d, -(int64_t) m->n);
+		count_held(d, -(int64_t) pvi_magazine_slots(m));
 	return b != NULL;
 }
 
@@ -177,8 +177,12 @@ static void drain(struct pv_store *s, struct pvi_thread *t, struct pvi_depot *d)
 
 static void flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m)
 {
-	while (m->n)
-		pvi_slab_return(s, t, &m->slots[--m->n].object, 1);
+	while (m->top > m->slots) {
+		void *object = m->top[-1].object;
+
+		__atomic_store_n(&m->top, m->top - 1, __ATOMIC_RELAXED);
+		pvi_slab_return(s, t, &object, 1);
+	}
 }
 
 void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t)
@@ -186,8 +190,10 @@ void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t)
 	for (uint32_t i = 0; i < t->nbins; i++) {
 		struct pvi_magazine *m = t->magazines[i];
 
-		while (m->n) {
-			uint32_t n = m->n < PVI_BATCH_SLOTS ? m->n : PVI_BATCH_SLOTS;
+		while (m->top > m->slots) {
+			uint32_t n = pvi_magazine_slots(m);
+
+			n = n < PVI_BATCH_SLOTS ? n : PVI_BATCH_SLOTS;
 
 			if (!pvi_depot_give(m, n))
 				flush(s, t, m);
@@ -198,7 +204,7 @@ void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t)
 void pvi_depot_drain(struct pv_store *s, struct pvi_thread *t)
 {
 	for (uint32_t i = 0; i < t->nbins; i++)
-		if (t->magazines[i]->n)
+		if (pvi_magazine_slots(t->magazines[i]))
 			flush(s, t, t->magazines[i]);
 	for (uint32_t type = 1; type <= s->index.ntypes; type++) {
 		struct pvi_bin *bins = s->index.types[type].bins;

@@ -146,7 +146,7 @@ static inline void pvi_barrier(void)
 /** From here on a crash makes recovery do the lane's first n actions. */
 static inline void pvi_lane_begin(struct lane_rec *lane, uint64_t n)
 {
-	pvi_debug_check(lane->count == 0);
+	pvi_debug_check(lane->count == 0 && (lane->link.word_object | lane->link.word_value) == 0);
 	pvi_barrier();
 	__atomic_store_n(&lane->count, n, __ATOMIC_RELAXED);
 	pvi_barrier();
@@ -156,6 +156,27 @@ static inline void pvi_lane_end(struct lane_rec *lane)
 {
 	pvi_barrier();
 	__atomic_store_n(&lane->count, 0, __ATOMIC_RELAXED);
+	pvi_barrier();
+}
+/** From here on it depends on the word whether recovery does the intent in lane->link: has it been stored
+ *  to? `commit` is one of the two commit words there. */
+static inline void pvi_lane_link_begin(uint64_t *commit, const void *word)
+{
+	pvi_debug_check(*commit == 0);
+	pvi_barrier();
+	__atomic_store_n(commit, (uintptr_t) word, __ATOMIC_RELAXED);
+	pvi_barrier();
+}
+/** Is there such an intent? */
+static inline bool pvi_lane_linking(const struct lane_rec *lane)
+{
+	return (lane->link.word_object | lane->link.word_value) != 0;
+}
+/** It is done. */
+static inline void pvi_lane_link_end(uint64_t *commit)
+{
+	pvi_barrier();
+	__atomic_store_n(commit, 0, __ATOMIC_RELAXED);
 	pvi_barrier();
 }
 /** Is it an action that an intent or a commit can contain? */
@@ -248,18 +269,22 @@ void pvi_page_free(struct pv_store *s, struct pvi_segment *seg, uint32_t page, u
 void pvi_page_format(struct pvi_segment *seg);
 
 /**
- * Number of the slot that begins this far into a slab, by the reciprocal of the slots' size; *start:
- * does one begin there? x / d and x % d == 0 as one multiplication: with r = ceil(2^64 / d), the upper
- * half of x * r is the quotient, and the lower half is below r just if there is no remainder, for all
- * x and d below 2^32 (Lemire, Kaser, Kurz: Faster Remainder by Direct Computation, 2019).
+ * Number of the slot that a distance from the slab's start lies in, without a division. The distance is
+ * in units of 16 bytes, as all slots are; less than 2^17 of them, and a slot less than 2^14, for that is
+ * how far this is exact. *start (may be NULL): does a slot begin there?
  */
-static inline uint32_t pvi_page_slot(uint64_t in, uint64_t reciprocal, bool *start)
+static inline uint32_t pvi_page_slot(uint64_t units, uint64_t reciprocal, bool *start)
 {
-	unsigned __int128 product = (unsigned __int128) in * reciprocal;
+	uint64_t product = units * reciprocal;
 
 	if (start)
-		*start = (uint64_t) product < reciprocal;
-	return (uint32_t) (product >> 64);
+		*start = (uint32_t) product < reciprocal;
+	return (uint32_t) (product >> 32);
+}
+/** A distance in units of 16 bytes; more than any slab has if it is no multiple of them. */
+static inline uint64_t pvi_page_units(uint64_t bytes)
+{
+	return bytes >> 4 | bytes << 60;
 }
 
 /* ---- backing.c (heap_lock) ---- */
@@ -352,7 +377,7 @@ void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t);
  *  are empty. heap_lock. */
 void pvi_depot_drain(struct pv_store *s, struct pvi_thread *t);
 
-/* ---- heap.c ---- */
+/* ---- heap.c and publish.c; what they share is in heap.h ---- */
 
 /** The action that makes a reserved object live, for an intent of the caller's own... */
 int pvi_heap_live_begin(struct pv_store *s, void *object, struct action_rec *live);
@@ -435,6 +460,8 @@ extern _Thread_local struct pvi_tls_entry pvi_tls_last;
 int pvi_thread_store_open(struct pv_store *s);
 /** Take it out again and free all threads' state. */
 void pvi_thread_store_close(struct pv_store *s);
+/** A slab or a segment has gone: threads may not go by what they found out before. heap_lock. */
+void pvi_thread_forget(struct pv_store *s);
 /** Make a thread's state, a lane and empty magazines, that no thread finds. */
 int pvi_thread_make(struct pv_store *s, struct pvi_thread **out);
 /** Give back what such a state has. */
@@ -460,12 +487,20 @@ static inline uint32_t pvi_bin_class(uint32_t bin)
 	return bin & ((1u << PV_PAGE_CLASS_BITS) - 1);
 }
 
-/** No object is the last one reserved. Whatever address a caller passes, it is not that of one, and the
- *  byte can be looked at and says so. */
-static inline void pvi_thread_no_fresh(struct pvi_thread *t)
+/** How many slots a magazine has ready. Another thread's: as of some time. */
+static inline uint32_t pvi_magazine_slots(const struct pvi_magazine *m)
 {
-	t->fresh = (struct pvi_held){t, &t->no_byte};
+	return (uint32_t) (__atomic_load_n(&m->top, __ATOMIC_RELAXED) - m->slots);
 }
+
+/** How many it may have. */
+static inline uint32_t pvi_magazine_limit(const struct pvi_magazine *m)
+{
+	return (uint32_t) (m->end - m->slots);
+}
+
+/** No object, whatever address a caller passes, and its byte says so. */
+extern const struct pvi_held pvi_thread_no_slot;
 
 /** The shard of depots and bins that a thread uses. The crash sweeps are built so that all use one: there
  *  threads are to meet. */
@@ -551,8 +586,8 @@ static inline uint8_t *pvi_page_byte(const struct pv_store *s, const void *slot)
 {
 	const struct pvi_page *page = pvi_store_page(s, (uintptr_t) slot - s->base);
 
-	return page->bytes +
-	       pvi_page_slot((uint64_t) ((const uint8_t *) slot - page->slab), page->reciprocal, NULL);
+	return page->bytes + pvi_page_slot((uint64_t) ((const uint8_t *) slot - page->slab) / 16,
+					   page->reciprocal, NULL);
 }
 
 /** Is it a name that may stand in an index, a socket's path and a session's name? */

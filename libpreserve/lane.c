@@ -7,6 +7,15 @@
  *	do the actions				again, which changes nothing that was done
  *	count := 0				crash from here on: done, the lane is ignored
  *
+ * An intent of one word and one or two slots has a shorter form (struct link_rec), decided by the word:
+ *
+ *	write object, old		crash: the commit word is 0, the lane is ignored
+ *	commit word := address of word	crash from here on: not done, recovery makes `object` free
+ *	slot byte of object := LIVE
+ *	word := its new value		crash from here on: done, recovery does what follows
+ *	slot byte of old := free
+ *	commit word := 0
+ *
  * A lane belongs to one thread. Stores of one thread are left behind by a crash in program order
  * (see docs/CRASH.md), so that the compiler is all that has to be held back: pvi_barrier().
  *
@@ -147,11 +156,42 @@ bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 	return false;
 }
 
+/* The slot byte of an object; NULL: the address is not the start of a slot. */
+static uint8_t *link_slot(const struct pv_store *s, uint64_t address)
+{
+	uint64_t off = address - s->index.base, rec;
+	const struct pvi_segment *seg = pvi_store_segment(s, off);
+	uint8_t *byte;
+
+	if (!seg || off - seg->data_off >= seg->data_bytes)
+		return NULL;
+	byte = pvi_slab_slot(s, seg, off - seg->off, &rec);
+	return byte && *byte != PV_SLOT_META ? byte : NULL;
+}
+
+static bool link_sound(const struct pv_store *s, const struct link_rec *link)
+{
+	uint64_t off = (link->word_object | link->word_value) - s->index.base;
+	const struct pvi_segment *seg = pvi_store_segment(s, off);
+
+	return (!link->word_object || !link->word_value) && seg && off % 8 == 0 &&
+	       off - seg->data_off < seg->data_bytes && (link->object || !link->word_object) &&
+	       (!link->object || link_slot(s, link->object)) &&
+	       (!link->old || link_slot(s, link->old));
+}
+
 int pvi_lane_check(const struct pv_store *s)
 {
 	for (uint32_t i = 0; i < s->lanes_used; i++) {
 		const struct lane_rec *lane = &s->lanes[i];
 
+		if (pvi_lane_linking(lane) && !link_sound(s, &lane->link))
+			return pvi_fail(-EBADMSG,
+					"segment 0: lane %u: word 0x%" PRIx64 ", object 0x%" PRIx64
+					" and old object 0x%" PRIx64
+					" are not what an intent can contain",
+					i, lane->link.word_object | lane->link.word_value,
+					lane->link.object, lane->link.old);
 		if (lane->count > PV_LANE_ACTIONS)
 			return pvi_fail(-EBADMSG, "segment 0: lane %u: %" PRIu64 " actions in an intent",
 					i, lane->count);
@@ -185,6 +225,21 @@ bool pvi_lane_covers(const struct pv_store *s, uint64_t off)
 	return false;
 }
 
+/* Returns whether the intent had been committed. */
+static bool link_recover(struct pv_store *s, struct link_rec *link)
+{
+	uint64_t *commit = link->word_object ? &link->word_object : &link->word_value;
+	const uint64_t *word = (uint64_t *) (s->base + (*commit - s->index.base));
+	bool done = *word == (link->word_object ? link->object : link->value);
+
+	if (link->object)
+		*link_slot(s, link->object) = done ? PV_SLOT_LIVE : PV_SLOT_FREE;
+	if (link->old && done)
+		*link_slot(s, link->old) = PV_SLOT_FREE;
+	pvi_lane_link_end(commit);
+	return done;
+}
+
 uint64_t pvi_lane_recover(struct pv_store *s)
 {
 	uint64_t redone = 0;
@@ -192,6 +247,8 @@ uint64_t pvi_lane_recover(struct pv_store *s)
 	for (uint32_t i = 0; i < s->lanes_used; i++) {
 		struct lane_rec *lane = &s->lanes[i];
 
+		if (pvi_lane_linking(lane))
+			redone += link_recover(s, &lane->link);
 		if (!lane->count)
 			continue;
 		pvi_barrier();

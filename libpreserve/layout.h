@@ -182,6 +182,20 @@ struct action_rec {
 #define PV_LANE_ACTIONS 31u
 
 /**
+ * An intent that stores one word, which says by itself how far it got: if the word has its new value,
+ * recovery makes `object` live and frees `old`; otherwise `object` is free again. Addresses are those of
+ * a store at the recorded base. There are two commit words, for the two values that the word can get; at
+ * most one of them is not 0.
+ */
+struct link_rec {
+	uint64_t word_object; /* address of a word that gets the address of `object` */
+	uint64_t word_value;  /* address of a word that gets `value` */
+	uint64_t value;
+	uint64_t object; /* 0: nothing becomes live */
+	uint64_t old;	 /* 0: nothing is freed */
+};
+
+/**
  * Entry of a transaction's log: either an action that the commit does, as above, or a range to be
  * put back (`where`: PV_DO_UNDO and the offset, `value`: bytes), whose old contents follow, padded to
  * 8 bytes. Either is followed by a word with the length of all of it, so that the log can be read
@@ -203,7 +217,7 @@ struct tx_chunk_rec {
 };
 
 #define PV_TX_CHUNKS	21u
-#define PV_TX_LOG_BYTES 1032u
+#define PV_TX_LOG_BYTES 992u
 
 /* The commit word of a transaction: where its log ends, and what recovery does with it. */
 #define PV_TX_NONE	  0u /* nothing */
@@ -215,11 +229,12 @@ struct tx_chunk_rec {
 /**
  * A thread's log. `count` is the commit word of its intent: 0 means that there is nothing to do,
  * otherwise that many actions are valid and recovery does them (again). `tx` is the commit word of its
- * transaction.
+ * transaction. An intent is in `actions` or in `link`, never in both.
  */
 struct lane_rec {
 	uint64_t count;
 	uint64_t tx;
+	struct link_rec link;
 	struct action_rec actions[PV_LANE_ACTIONS];
 	struct tx_chunk_rec chunks[PV_TX_CHUNKS];
 	uint8_t log[PV_TX_LOG_BYTES];
@@ -228,7 +243,9 @@ struct lane_rec {
 _Static_assert(sizeof(struct action_rec) == 16, "action_rec");
 _Static_assert(sizeof(struct tx_entry_rec) == 16, "tx_entry_rec");
 _Static_assert(sizeof(struct tx_chunk_rec) == 24, "tx_chunk_rec");
-_Static_assert(offsetof(struct lane_rec, chunks) == 512, "lane_rec.chunks");
+_Static_assert(sizeof(struct link_rec) == 40, "link_rec");
+_Static_assert(offsetof(struct lane_rec, actions) == 56, "lane_rec.actions");
+_Static_assert(offsetof(struct lane_rec, chunks) == 552, "lane_rec.chunks");
 _Static_assert(sizeof(struct lane_rec) == 2048, "lane_rec");
 
 #endif

@@ -195,7 +195,7 @@ void pvi_segment_withdraw(struct pv_store *s, uint32_t number)
 {
 	atomic_store_explicit(&s->nsegments, number, memory_order_release);
 	enter(s, &s->segments[number], NULL);
-	__atomic_fetch_add(&s->generation, 1, __ATOMIC_RELAXED);
+	pvi_thread_forget(s);
 }
 
 int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)

@@ -92,7 +92,7 @@ void pvi_class_init(struct pv_store *s)
 			init_grid(c, page, npages_min);
 		else
 			init_tail(c, page, npages_min);
-		c->reciprocal = UINT64_MAX / c->slot_bytes + 1;
+		c->reciprocal = ((1ull << 32) * 16 + c->slot_bytes - 1) / c->slot_bytes;
 		by_bytes = 65536 / c->slot_bytes;
 		c->magazine = (uint16_t) (by_bytes > PVI_MAGAZINE_SLOTS ? PVI_MAGAZINE_SLOTS
 					  : by_bytes < 4		? 4

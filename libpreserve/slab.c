@@ -187,7 +187,7 @@ static void describe_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t
 	for (uint32_t i = 0; i < c->npages; i++, p++) {
 		p->bytes = pvi_slab_bytes(s, seg, page, rec);
 		__atomic_store_n(&p->reciprocal, c->reciprocal, __ATOMIC_RELAXED);
-		__atomic_store_n(&p->grid_bytes, c->nslots * c->slot_bytes, __ATOMIC_RELAXED);
+		__atomic_store_n(&p->grid_units, c->nslots * (c->slot_bytes / 16), __ATOMIC_RELAXED);
 		p->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
 		__atomic_store_n(&p->slab, (uint8_t *) s->base + off, __ATOMIC_RELEASE);
 	}
@@ -266,7 +266,7 @@ static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bi
 	for (uint32_t i = 0; i < c->npages; i++)
 		__atomic_store_n(&pvi_store_page(s, seg->off)[page + i].slab, NULL,
 				 __ATOMIC_RELAXED);
-	__atomic_fetch_add(&s->generation, 1, __ATOMIC_RELAXED);
+	pvi_thread_forget(s);
 	pvi_page_free(s, seg, page, c->npages);
 }
 
@@ -388,11 +388,11 @@ static int take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_slab *
 		if (err)
 			break;
 		__atomic_store_n(&bytes[i], PV_SLOT_HELD, __ATOMIC_RELAXED);
-		m->slots[m->n + got++] =
+		m->top[got++] =
 			(struct pvi_held){slab + (size_t) i * c->slot_bytes, &bytes[i]};
 		i++;
 	}
-	m->n += got;
+	__atomic_store_n(&m->top, m->top + got, __ATOMIC_RELAXED);
 	d->cursor = i;
 	d->nfree -= got;
 	if (!d->nfree) {
@@ -469,18 +469,18 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 {
 	const struct pvi_class *c = &s->classes[class];
 	struct pvi_bin *bin = pvi_slab_bin(s, type, class);
-	uint32_t want = m->want;
+	uint32_t want = m->want, most = (pvi_magazine_limit(m) + 1) / 2;
 	struct pvi_slab *d;
 	int err;
 
 	if (!bin)
 		return pvi_fail(-ENOMEM, "no memory for the bins of type %u", type);
-	if (want < (m->limit + 1) / 2)
-		m->want = 2 * want < (m->limit + 1) / 2 ? 2 * want : (m->limit + 1) / 2;
-	while (m->n < want) {
+	if (want < most)
+		m->want = 2 * want < most ? 2 * want : most;
+	while (pvi_magazine_slots(m) < want) {
 		d = find_partial(s, bin, type, class, COLD_WARMS, COLD_LOOKS, false);
 		if (!d) {
-			if (m->n)
+			if (pvi_magazine_slots(m))
 				break;
 			err = slab_create(s, t, type, class);
 			/* Full: before saying so, look at everything that is still cold. */
@@ -488,9 +488,9 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 			if (!d)
 				return err;
 		}
-		err = take_slots(s, bin, d, c, m, want - m->n);
+		err = take_slots(s, bin, d, c, m, want - pvi_magazine_slots(m));
 		if (err)
-			return m->n ? 0 : err;
+			return pvi_magazine_slots(m) ? 0 : err;
 	}
 	return 0;
 }
@@ -508,7 +508,7 @@ void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slot
 		uint32_t i;
 
 		/* Neighbours come together, mostly. */
-		if (!p || (uint64_t) (slot - p->slab) >= p->grid_bytes) {
+		if (!p || (uint64_t) (slot - p->slab) / 16 >= p->grid_units) {
 			uint64_t off = (uint64_t) ((uintptr_t) slot - s->base);
 
 			p = pvi_store_page(s, off);
@@ -517,7 +517,7 @@ void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slot
 			c = &s->classes[pvi_bin_class(p->bin)];
 			bin = pvi_slab_bin(s, pvi_bin_type(p->bin), pvi_bin_class(p->bin));
 		}
-		i = pvi_page_slot((uint64_t) (slot - p->slab), p->reciprocal, NULL);
+		i = pvi_page_slot((uint64_t) (slot - p->slab) / 16, p->reciprocal, NULL);
 		pvi_debug_check(p->bytes[i] == PV_SLOT_HELD && d->nfree < c->usable);
 		__atomic_store_n(&p->bytes[i], PV_SLOT_FREE, __ATOMIC_RELAXED);
 		d->nfree++;

@@ -277,7 +277,8 @@ static void count_largest(struct pv_store *s, struct stats *st, uint32_t longest
 		type->largest_bytes = st->public.largest_bytes;
 		for (uint32_t c = 0; c < s->nclasses; c++) {
 			uint32_t bin = pvi_bin_number(type->type, c);
-			bool ready = t && bin < t->nbins && t->magazines[bin]->n;
+			bool ready = t && bin < t->nbins && 
+				     pvi_magazine_slots(t->magazines[bin]);
 
 			if ((ready || (classes && classes[c].slabs.free)) &&
 			    s->classes[c].slot_bytes > type->largest_bytes)
@@ -288,19 +289,12 @@ static void count_largest(struct pv_store *s, struct stats *st, uint32_t longest
 
 /* ---- threads ---- */
 
-/* What other threads do to their magazines' counts is their business, and needs no lock of theirs: any
- * count that is read here was right a moment ago. (The magazines themselves stay: heap_lock.) */
-__attribute__((no_sanitize("thread"))) static uint32_t magazine_slots(const struct pvi_magazine *m)
-{
-	return __atomic_load_n(&m->n, __ATOMIC_RELAXED);
-}
-
 static void count_thread(const struct pv_store *s, const struct pvi_thread *t,
 			 struct pv_stats_thread *out)
 {
 	*out = (struct pv_stats_thread){.lane = t->lane_number, .self = t == pvi_thread_find(s)};
 	for (uint32_t i = 0; i < t->nbins; i++) {
-		uint32_t n = magazine_slots(t->magazines[i]);
+		uint32_t n = pvi_magazine_slots(t->magazines[i]);
 
 		out->slots += n;
 		if (n)

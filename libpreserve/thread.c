@@ -17,7 +17,12 @@ _Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
 _Thread_local struct pvi_tls_entry pvi_tls_last;
 
 /* Empty and full. Never written. */
-static struct pvi_magazine no_magazine;
+static struct pvi_magazine no_magazine = {.top = no_magazine.slots, .end = no_magazine.slots};
+
+static struct pvi_row no_row = {.magazines = {[0 ... PVI_CLASS_TABLE - 1] = &no_magazine}};
+
+static uint8_t no_byte;
+const struct pvi_held pvi_thread_no_slot = {&no_byte, &no_byte};
 
 static pthread_mutex_t stores_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pv_store *stores[PVI_STORES_MAX];
@@ -53,7 +58,11 @@ static void thread_free(struct pvi_thread *t)
 	for (uint32_t i = 0; i < t->nbins; i++)
 		if (t->magazines[i] != &no_magazine)
 			free(t->magazines[i]);
+	for (uint32_t i = 0; i < t->nrows; i++)
+		if (t->rows[i] != &no_row)
+			free(t->rows[i]);
 	free(t->magazines);
+	free(t->rows);
 	free(t->tx.actions);
 	free(t);
 }
@@ -129,6 +138,14 @@ static int take_lane(struct pv_store *s, uint32_t *number)
 	return pvi_fail(-EUSERS, "all %u lanes are in use by threads (pv_options.lanes)", s->nlanes);
 }
 
+void pvi_thread_forget(struct pv_store *s)
+{
+	for (struct pvi_thread *t = s->threads; t; t = t->next) {
+		__atomic_store_n(&t->last, &pvi_thread_no_slot, __ATOMIC_RELAXED);
+		__atomic_store_n(&t->nwords, 0, __ATOMIC_RELAXED);
+	}
+}
+
 int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 {
 	struct pvi_thread *t = lines_alloc(sizeof(*t));
@@ -144,10 +161,7 @@ int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 		return err;
 	}
 	t->lane = &s->lanes[t->lane_number];
-	pvi_thread_no_fresh(t);
-	t->where_live = pvi_lane_where(PV_DO_LIVE, 0) - s->base;
-	t->where_free = pvi_lane_where(PV_DO_FREE, 0) - s->base;
-	t->where_word = pvi_lane_where(PV_DO_WORD, 0) - s->base;
+	t->last = &pvi_thread_no_slot;
 	t->next = s->threads;
 	s->threads = t;
 	pthread_mutex_unlock(&s->heap_lock);
@@ -197,6 +211,31 @@ static bool more_bins(struct pv_store *s, struct pvi_thread *t, uint32_t nbins)
 	return true;
 }
 
+/* The row of a type, for whose bins there is room. */
+static struct pvi_row *row_of(struct pvi_thread *t, uint32_t type)
+{
+	uint32_t nrows = t->nbins >> PV_PAGE_CLASS_BITS;
+	struct pvi_row **bigger;
+
+	if (t->nrows < nrows) {
+		bigger = realloc(t->rows, nrows * sizeof(struct pvi_row *));
+		if (!bigger)
+			return NULL;
+		t->rows = bigger;
+		while (t->nrows < nrows)
+			t->rows[t->nrows++] = &no_row;
+	}
+	if (t->rows[type] == &no_row) {
+		struct pvi_row *row = lines_alloc(sizeof(*row));
+
+		if (!row)
+			return NULL;
+		*row = no_row;
+		t->rows[type] = row;
+	}
+	return t->rows[type];
+}
+
 /* Slots that a magazine takes at first: a few small ones, or a large one. Each refill takes twice as many. */
 static uint32_t first_refill(uint32_t slot_bytes)
 {
@@ -211,8 +250,12 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 	uint32_t bin = pvi_bin_number(type, class), nbins = pvi_bin_number(type + 1, 0);
 	struct pvi_magazine *m;
 	struct pvi_depot *depot;
+	struct pvi_row *row;
 
 	if (bin >= t->nbins && !more_bins(s, t, nbins))
+		return NULL;
+	row = row_of(t, type);
+	if (!row)
 		return NULL;
 	m = t->magazines[bin];
 	if (m == &no_magazine) {
@@ -222,7 +265,8 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		m = depot ? lines_alloc(sizeof(*m)) : NULL;
 		if (!m)
 			return NULL;
-		m->limit = s->classes[class].magazine;
+		m->top = m->slots;
+		m->end = m->slots + s->classes[class].magazine;
 		m->want = first_refill(s->classes[class].slot_bytes);
 		m->min_bytes = s->index.types[type].bytes;
 		m->depot = depot;
@@ -230,6 +274,9 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		pthread_mutex_lock(&s->heap_lock);
 		t->magazines[bin] = m;
 		pthread_mutex_unlock(&s->heap_lock);
+		for (uint32_t i = 0; i < PVI_CLASS_TABLE; i++)
+			if (s->class_of[i] == class)
+				row->magazines[i] = m;
 	}
 	return m;
 }

@@ -68,8 +68,8 @@
 struct pvi_page {
 	uint8_t *slab;	     /* first slot; NULL: not (yet) a warm slab. Written last */
 	uint8_t *bytes;	     /* first slot byte */
-	uint64_t reciprocal; /* ceil(2^64 / slot bytes), see pvi_page_slot() */
-	uint32_t grid_bytes; /* of all slots */
+	uint64_t reciprocal; /* ceil(2^32 * 16 / slot bytes), see pvi_page_slot() */
+	uint32_t grid_units; /* 16 bytes each, of all slots */
 	uint32_t bin;	     /* pvi_bin_number() of type and class */
 };
 
@@ -163,13 +163,20 @@ struct pvi_held {
 
 /** Slots that a thread has ready: HELD in the arena. */
 struct pvi_magazine {
-	uint32_t n;
-	uint32_t limit;
-	uint32_t min_bytes; /* what the type is at least, which may be less than the class */
+	/* Behind the last slot that is ready; where it is full. Between the two stands what was there
+	 * before. Pointers, because the fast paths then need no arithmetic. */
+	struct pvi_held *top;
+	struct pvi_held *end;
+	uint64_t min_bytes; /* what the type is at least, which may be less than the class */
 	uint32_t want;	    /* how many slots the next refill from slabs takes: more each time */
 	uint32_t shard;	    /* of the depot, this thread's */
 	struct pvi_depot *depot;
 	struct pvi_held slots[PVI_MAGAZINE_SLOTS];
+};
+
+/** A type's magazines by size, in units of 16 bytes, rounded up. */
+struct pvi_row {
+	struct pvi_magazine *magazines[PVI_CLASS_TABLE];
 };
 
 /** An object as its address says it: a slot, or an extent. */
@@ -207,18 +214,14 @@ struct pvi_thread {
 	/* By pvi_bin_number(). Where there is none yet, a magazine that is both empty and full, so
 	 * that the fast paths need not ask. */
 	struct pvi_magazine **magazines;
+	struct pvi_row **rows; /* the same by type and size */
 	uint32_t nbins;
-	/* What the last calls found out, true as long as store->generation is the same: the slot
-	 * byte of the last object reserved, and addresses in which words may be stored to. */
-	uint32_t generation;
-	struct pvi_held fresh; /* none: pvi_thread_no_fresh() */
-	uint8_t no_byte;       /* 0 */
+	uint32_t nrows;
+	/* What the last calls found out, until a slab or a segment goes (pvi_thread_forget()): the last
+	 * object reserved, and addresses in which words may be stored to. Atomic. */
+	const struct pvi_held *last; /* where it was in its magazine; none: &pvi_thread_no_slot */
 	uintptr_t words;
-	uint64_t words_bytes;
-	/* action_rec.where of an action is one of these + the address of the slot byte or word. */
-	uint64_t where_live;
-	uint64_t where_free;
-	uint64_t where_word;
+	uint64_t nwords;
 	struct pvi_tx tx;
 	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	uint32_t lane_number;
@@ -291,7 +294,6 @@ struct pv_store {
 	struct pvi_page *pages;			   /* by page of the window; mapped, mostly untouched */
 	uint64_t serial;   /* tells this handle from an earlier one in the same slot */
 	uint32_t slot;	   /* of the process's table of stores */
-	uint32_t generation; /* how often a slab or segment has gone; threads compare it to theirs */
 	uint32_t nclasses; /* larger objects are extents */
 	bool readonly;
 	uint8_t class_of[PVI_CLASS_TABLE]; /* by size, rounded up to 16 bytes; [0]: no class */

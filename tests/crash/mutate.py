@@ -40,10 +40,36 @@ MUTANTS = {
         'for (uint64_t k = 0; k < lane->count; k++)\n			pvi_lane_apply',
         'for (uint64_t k = 0; k + 1 < lane->count; k++)\n			pvi_lane_apply')]),
     # Publishing without an intent, in the general form and in the straight line.
-    'publish-without-intent': ('heap.c', 'heap', 'publish', [(
+    'publish-without-intent': ('publish.c', 'heap', 'publish', [(
         '	pvi_lane_begin(t->lane, n);\n', '')]),
-    'link-without-intent': ('heap.c', 'heap', 'publish', [(
-        '	pvi_lane_begin(lane, n);\n', '')]),
+    'link-without-intent': ('publish.c', 'heap', 'publish', [(
+        '	pvi_lane_link_begin(commit, word);\n', '')]),
+    # The straight line's intent is valid before it is whole; is void before it is done.
+    'link-valid-early': ('publish.c', 'heap', 'publish', [(
+        '	link->object = (uintptr_t) object;\n	link->old', '	link->old'), (
+        '	pvi_lane_link_begin(commit, word);\n', '''	pvi_lane_link_begin(commit, word);
+	__atomic_store_n(&link->object, (uintptr_t) object, __ATOMIC_RELAXED);
+	pvi_barrier();
+''')]),
+    'link-ends-early': ('publish.c', 'heap', 'publish', [(
+        '''	if (frees)
+		__atomic_store_n(gone, PV_SLOT_HELD, __ATOMIC_RELEASE);
+	pvi_lane_link_end(commit);
+''', '''	pvi_lane_link_end(commit);
+	if (frees)
+		__atomic_store_n(gone, PV_SLOT_HELD, __ATOMIC_RELEASE);
+''')]),
+    # An object that was never linked stays live; only a crash between its slot byte and the word shows it.
+    'link-not-undone': ('lane.c', 'heap', 'publish', [(
+        '		*link_slot(s, link->object) = done ? PV_SLOT_LIVE : PV_SLOT_FREE;\n',
+        '		*link_slot(s, link->object) = PV_SLOT_LIVE;\n')]),
+    # Recovery is over before it has done what follows.
+    'link-recovery-ends-early': ('lane.c', 'heap', 'publish', [(
+        '	bool done = *word == (link->word_object ? link->object : link->value);\n',
+        '''	bool done = *word == (link->word_object ? link->object : link->value);
+
+	pvi_lane_link_end(commit);
+''')]),
     # A slab is in the page map before it is formatted.
     'slab-before-format': ('slab.c', 'heap', 'reserve', [(
         '	slab_format(s, seg, page, rec);\n', ''), (
@@ -123,7 +149,7 @@ int pvi_segment_grow''')]),
 			finish(s, &copy);
 ''')]),
     # What was freed is in circulation while the lane still says that it is to be freed.
-    'settled-early': ('heap.c', 'others', 'extent-link', [(
+    'settled-early': ('publish.c', 'others', 'extent-link', [(
         '''	pvi_lane_end(t->lane);
 	for (unsigned int i = 0; i < n; i++) {
 		if (actions[i].op != PV_ACTION_STORE)
@@ -166,7 +192,7 @@ int pvi_segment_grow''')]),
 	return err == -E2BIG''')]),
     # What is retired is handed over before the intent is done: another thread has it by then, and the
     # intent, or recovery, frees it there.
-    'retired-too-early': ('heap.c', 'retire', 'warm-retire-reclaim', [(
+    'retired-too-early': ('publish.c', 'retire', 'warm-retire-reclaim', [(
         '''	if (retired)
 		pvi_retire_hand_over(s, t);
 	return 0;

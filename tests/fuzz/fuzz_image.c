@@ -35,6 +35,7 @@ enum { INPUT_RDONLY = 1, INPUT_KEEP_CHECKSUMS = 2 };
 
 static struct {
 	unsigned int n;
+	uint64_t base;
 	int fds[MEMFDS_MAX]; /* by token */
 	size_t bytes[MEMFDS_MAX];
 	uint8_t *now[MEMFDS_MAX]; /* mapped */
@@ -125,6 +126,7 @@ static void make_image(void)
 	o.keep_ctx = &image;
 	must(pv_open("fuzz", &o, &s) == 0, "pv_open");
 	fill(s);
+	image.base = s->base;
 	pv_close(s);
 	for (unsigned int i = 0; i < image.n; i++) {
 		size_t n = image.bytes[i] = (size_t)lseek(image.fds[i], 0, SEEK_END);
@@ -275,6 +277,24 @@ static void change_intent(struct input *in)
 	lane->count = n;
 }
 
+/* An address that is likely to lie in the store. */
+static uint64_t take_address(struct input *in)
+{
+	return image.base + take_off(in);
+}
+
+static void change_link(struct input *in)
+{
+	struct lane_rec *lane = take_lane(in);
+	uint64_t how = take(in, 1);
+
+	lane->link.object = how & 1 ? take_address(in) : 0;
+	lane->link.old = how & 2 ? take_address(in) : 0;
+	lane->link.value = how & 4 ? take_word(in) : lane->link.object;
+	lane->link.word_object = how & 8 ? take_address(in) : 0;
+	lane->link.word_value = how & 16 ? take_address(in) : 0;
+}
+
 static void change_log(struct input *in)
 {
 	struct lane_rec *lane = take_lane(in);
@@ -333,8 +353,8 @@ static void change_header(struct input *in)
 static void change(struct input *in)
 {
 	static void (*const changes[])(struct input *) = {
-		change_property, change_property, change_map,	 change_map, change_intent,
-		change_log,	 change_staged,	  change_header, change_word};
+		change_property, change_property, change_map,	 change_map,  change_intent,
+		change_link,	 change_log,	  change_staged, change_header, change_word};
 
 	changes[take(in, 1) % (sizeof(changes) / sizeof(changes[0]))](in);
 }
