@@ -532,6 +532,8 @@ static inline int pvi_thread_get(struct pv_store *s, struct pvi_thread **out)
 
 /* ---- segment.c ---- */
 
+/** What segment_rec.checksum should be. */
+uint64_t pvi_segment_checksum(const struct segment_rec *rec);
 /** Make and map a segment; nobody knows it yet. */
 int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64_t bytes);
 /** Undo pvi_segment_create(). */

@@ -23,7 +23,7 @@
 #define SEGMENT_BYTES_MAX (1ull << 30)
 #define SEGMENT_BYTES_MIN 32768u /* what the format allows */
 
-static uint64_t header_checksum(const struct segment_rec *rec)
+uint64_t pvi_segment_checksum(const struct segment_rec *rec)
 {
 	return XXH3_64bits(rec, offsetof(struct segment_rec, checksum));
 }
@@ -59,7 +59,7 @@ static struct segment_rec describe(const struct pv_store *s, uint32_t number, ui
 		end += (uint64_t) nlanes * sizeof(struct lane_rec);
 	}
 	rec.first_page = (uint32_t) (round_up(end, 1u << s->page_shift) >> s->page_shift);
-	rec.checksum = header_checksum(&rec);
+	rec.checksum = pvi_segment_checksum(&rec);
 	return rec;
 }
 
@@ -217,7 +217,7 @@ int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 	if (rec.format_version != PV_FORMAT_VERSION)
 		return pvi_fail(-EPROTONOSUPPORT, "%s: format version %u, this library reads %u", what,
 				rec.format_version, PV_FORMAT_VERSION);
-	if (rec.checksum != header_checksum(&rec))
+	if (rec.checksum != pvi_segment_checksum(&rec))
 		return pvi_fail(-EBADMSG, "%s: the header's checksum is wrong", what);
 	if (memcmp(rec.uuid, s->index.uuid, 16) != 0)
 		return pvi_fail(-EBADMSG, "%s: belongs to another store (its UUID differs)", what);

@@ -239,10 +239,13 @@ static int create(struct pv_store *s, const char *name, const struct pv_options 
 
 /* ---- open ---- */
 
-/* Is this the leftover of a creation that a crash interrupted: segment 0 and nothing else? */
-static bool unborn(struct pvi_fd *fds, unsigned int n)
+/* Is this the leftover of a creation or a restore that a crash interrupted? The index is handed over last,
+ * and a holder keeps all or nothing. A caller who keeps descriptors himself may have lost one: to him it is
+ * said, unless it is segment 0 and nothing else. */
+static bool unborn(const struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 {
-	return n == 1 && fds[0].token == 1;
+	return !pvi_attach_fd(fds, n, 0) &&
+	       (s->handover->ops->kind != PV_HANDOVER_NONE || (n == 1 && fds[0].token == 1));
 }
 
 /* Why nothing was found is worth knowing: the backend has just said it. */
@@ -305,9 +308,13 @@ static int fetch_and_attach(struct pv_store *s, const char *name, bool *again)
 	*again = false;
 	err = s->handover->ops->fetch(s->handover, &fds, &n, &s->from_kexec);
 	s->fetch_ns += pvi_attach_now_ns() - start;
-	if (!err && unborn(fds, n))
-		err = pvi_fail(-ENOENT, "its creation was interrupted");
-	else if (!err && !pvi_attach_fd(fds, n, 0))
+	if (!err && unborn(s, fds, n)) {
+		for (unsigned int i = 0; i < n && !err && (o->flags & PV_CREATE); i++)
+			err = s->handover->ops->drop(s->handover, fds[i].token);
+		if (!err)
+			err = pvi_fail(-ENOENT, "its creation was interrupted");
+	}
+	if (!err && !pvi_attach_fd(fds, n, 0))
 		err = pvi_fail(-ENXIO, "store %s: the index is missing, %u segments are kept", name, n);
 	if (err == -ENOENT)
 		err = o->flags & PV_CREATE

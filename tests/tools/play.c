@@ -5,6 +5,7 @@
  *
  *	play make DIR NAME NODES [MIB]	make a store with so many nodes and an object of so many MiB
  *	play verify DIR NAME NODES [MIB]	attach it and look at everything; exit status 1: it is not so
+ *	play thin DIR NAME NODES	free all nodes but so many, and the large object, and trim
  *	play hold DIR NAME		open it, say "open", and wait for the end of standard input
  *
  * DIR is the runtime directory. `make` and `verify` print a line of name=value.
@@ -109,6 +110,30 @@ static void fill(struct pv_store *s, struct list *list, uint64_t count, uint64_t
 	list->nodes = count;
 }
 
+/* What was allocated last goes first; every third of what is left goes, too, and is made again. */
+static void thin(struct pv_store *s, struct list *list, uint64_t count)
+{
+	while (list->nodes > count) {
+		struct node *n = list->first;
+
+		must(pv_unlink(s, &list->first, (uintptr_t) n->next, n));
+		list->nodes--;
+	}
+	for (struct node **at = &list->first; *at; at = &(*at)->next) {
+		struct node *old = *at, *n;
+
+		if (old->number % 3)
+			continue;
+		must(pv_reserve(s, nodes, sizeof(*n), (void **) &n));
+		*n = *old;
+		must(pv_replace(s, n, at, old));
+	}
+	if (list->large)
+		must(pv_free(s, &list->large));
+	list->large_bytes = 0;
+	must(pv_trim(s, NULL));
+}
+
 static void verify(struct pv_store *s, const struct list *list, uint64_t count, uint64_t large_bytes)
 {
 	struct pv_check_report report;
@@ -155,11 +180,13 @@ int main(int argc, char **argv)
 	char c;
 
 	if (argc < 4)
-		die("usage: play make|verify|hold DIR NAME [NODES [MIB]]");
+		die("usage: play make|verify|thin|hold DIR NAME [NODES [MIB]]");
 	list = open_list(argv[2], argv[3], strcmp(argv[1], "make") == 0 ? PV_CREATE | PV_EXCL : 0, &s);
 	if (strcmp(argv[1], "make") == 0) {
 		fill(s, list, count, large_bytes);
 		tell(s);
+	} else if (strcmp(argv[1], "thin") == 0) {
+		thin(s, list, count);
 	} else if (strcmp(argv[1], "verify") == 0) {
 		verify(s, list, count, large_bytes);
 		tell(s);

@@ -28,6 +28,8 @@ static const struct command {
 	{"dump", "print a store's index or its roots", ctl_dump},
 	{"check", "check a store; changes nothing", ctl_check},
 	{"drop", "drop a store for good", ctl_drop},
+	{"save", "save a store into an image file", ctl_save},
+	{"restore", "restore a store from an image file", ctl_restore},
 };
 
 /* ---- messages ---- */
