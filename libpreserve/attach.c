@@ -14,6 +14,7 @@
 
 #include "handover.h"
 #include "internal.h"
+#include "move.h"
 
 uint64_t pvi_attach_now_ns(void)
 {
@@ -106,13 +107,21 @@ static int recover(struct pv_store *s)
 	uint64_t generation = s->index.generation;
 	/* All that is to be done is checked before any of it is done. */
 	int err = pvi_lane_check(s);
+	struct pvi_move move;
 
 	if (!err)
 		err = pvi_tx_check(s);
+	if (!err)
+		err = pvi_move_attach(s, &move);
 	if (err)
 		return err;
 	pvi_index_mend(&s->index);
 	s->recovered = pvi_lane_recover(s) + pvi_tx_recover(s);
+	if (move.n) {
+		pvi_move_redo(&move);
+		pvi_move_free(&move);
+		s->recovered++;
+	}
 	if (s->index.generation != generation) {
 		/* A root's creation was finished: the index now in force names it. */
 		err = pvi_index_reread(&s->index, s->index.rec, PVI_INDEX_STRICT);
@@ -171,6 +180,9 @@ int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigne
 	}
 	if (!err)
 		err = map_all(s, fds, n);
+	if (!err && s->readonly && s->index.move.purpose)
+		err = pvi_fail(-EBUSY, "store %s: objects are being moved, or that was interrupted: open it "
+			       "for writing, which finishes it", name);
 	if (!err && !s->readonly)
 		err = recover(s);
 	if (err || s->readonly)

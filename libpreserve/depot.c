@@ -201,11 +201,25 @@ void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t)
 	}
 }
 
+/* Empty the magazines of a thread into their slabs; `t` is the calling one, which may need its lane. */
+static void flush_all(struct pv_store *s, struct pvi_thread *t, const struct pvi_thread *of)
+{
+	for (uint32_t i = 0; i < of->nbins; i++)
+		if (pvi_magazine_slots(of->magazines[i]))
+			flush(s, t, of->magazines[i]);
+}
+
+void pvi_depot_drain_all(struct pv_store *s, struct pvi_thread *t)
+{
+	for (struct pvi_thread *other = s->threads; other; other = other->next)
+		if (other != t)
+			flush_all(s, t, other);
+	pvi_depot_drain(s, t);
+}
+
 void pvi_depot_drain(struct pv_store *s, struct pvi_thread *t)
 {
-	for (uint32_t i = 0; i < t->nbins; i++)
-		if (pvi_magazine_slots(t->magazines[i]))
-			flush(s, t, t->magazines[i]);
+	flush_all(s, t, t);
 	for (uint32_t type = 1; type <= s->index.ntypes; type++) {
 		struct pvi_bin *bins = s->index.types[type].bins;
 

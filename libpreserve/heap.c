@@ -53,7 +53,8 @@ static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *se
 		if (pvi_page_kind(rec) == PV_PAGE_FREE &&
 		    seg->slabs[page].state == PVI_EXTENT_HELD) {
 			o->state = PV_SLOT_RESERVED;
-			o->rec = pvi_rec_extent(seg->slabs[page].cursor, seg->slabs[page].nfree);
+			o->rec = pvi_rec_extent(seg->slabs[page].cursor, seg->slabs[page].nfree,
+						seg->slabs[page].shard);
 		} else if (seg->slabs[page].state == PVI_EXTENT_RETIRED) {
 			o->state = PV_SLOT_RETIRED;
 		} else {
@@ -141,6 +142,7 @@ int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t a
 		seg->slabs[page] = (struct pvi_slab){.nfree = n,
 						     .cursor = type,
 						     .segment = (uint16_t) seg->number,
+						     .shard = (uint8_t) __builtin_ctz(align_pages),
 						     .state = PVI_EXTENT_HELD};
 		*out = seg->addr + ((uint64_t) page << s->page_shift);
 	}

@@ -18,6 +18,7 @@
 
 #include "index_fdt.h"
 #include "internal.h"
+#include "move.h"
 #include "typemap.h"
 
 /* ---- in process ---- */
@@ -44,6 +45,8 @@ void pvi_index_free(struct pvi_index *idx)
 	free(idx->types);
 	free(idx->roots);
 	free(idx->segments);
+	free(idx->spare);
+	idx->spare = NULL;
 	idx->types = NULL;
 	idx->roots = NULL;
 	idx->segments = NULL;
@@ -106,10 +109,17 @@ static int build(const struct pvi_index *idx, uint64_t generation, void *buf, ui
 	write_segments(idx, buf, &err);
 	pvi_index_write_types(idx, buf, &err);
 	write_roots(idx, buf, &err);
+	pvi_index_write_move(idx, buf, &err);
 	pvi_fdt_end_node(buf, &err);
 	if (!err)
 		err = fdt_finish(buf);
 	return err;
+}
+
+static void build_free(const struct pvi_index *idx, void *buf)
+{
+	if (buf != idx->spare)
+		free(buf);
 }
 
 /* Build the tree in a buffer that is large enough, but not much larger: libfdt clears all of it. */
@@ -119,15 +129,15 @@ static int build_grown(const struct pvi_index *idx, uint64_t generation, uint32_
 	int err;
 
 	for (;; bytes *= 2) {
-		if (bytes > room)
+		if (bytes > room || idx->spare)
 			bytes = room;
-		*out = malloc(bytes);
+		*out = idx->spare ? idx->spare : malloc(bytes);
 		if (!*out)
 			return pvi_fail(-ENOMEM, "index: no memory");
 		err = build(idx, generation, *out, bytes);
 		if (!err)
 			return 0;
-		free(*out);
+		build_free(idx, *out);
 		if (err != -FDT_ERR_NOSPACE)
 			return pvi_fail(-EINVAL, "index: libfdt: %s", fdt_strerror(err));
 		if (bytes == room)
@@ -146,10 +156,17 @@ int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation)
 	if (err)
 		return err;
 	err = pvi_index_slot_write(idx, next, buf);
-	free(buf);
+	build_free(idx, buf);
 	if (!err)
 		*generation = next;
 	return err;
+}
+
+int pvi_index_make_sure(struct pvi_index *idx)
+{
+	if (!idx->spare)
+		idx->spare = malloc(idx->rec->slot_bytes);
+	return idx->spare ? 0 : pvi_fail(-ENOMEM, "index: no memory");
 }
 
 bool pvi_index_has_room(struct pvi_index *idx)
@@ -166,7 +183,7 @@ bool pvi_index_has_room(struct pvi_index *idx)
 	err = build_grown(idx, idx->generation + 1, room, &buf);
 	idx->nsegments--;
 	if (!err)
-		free(buf);
+		build_free(idx, buf);
 	return !err;
 }
 
@@ -296,6 +313,8 @@ static int read_tree(struct pvi_index *idx, const struct index_slot_rec *slot, c
 		err = pvi_index_read_types(idx, fdt);
 	if (!err)
 		err = read_roots(idx, fdt);
+	if (!err)
+		err = pvi_index_read_move(idx, fdt);
 	return err;
 }
 

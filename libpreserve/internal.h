@@ -69,6 +69,9 @@ int pvi_index_init(struct pvi_index *idx);
  * Nothing has changed for a reader until that is committed. Under index_lock.
  */
 int pvi_index_stage(struct pvi_index *idx, uint32_t slack, uint64_t *generation);
+/** See to it that writing an index that is no larger than the one in force cannot fail, until the caller frees
+ *  idx->spare. Under index_lock. */
+int pvi_index_make_sure(struct pvi_index *idx);
 /** Is there room to name another segment? Under index_lock. */
 bool pvi_index_has_room(struct pvi_index *idx);
 /** Can the index staged for this generation be read, and is it idx but for roots? */
@@ -227,13 +230,15 @@ static inline uint32_t pvi_page_field(uint64_t rec, unsigned int shift, unsigned
 #define pvi_rec_type(rec)  pvi_page_field(rec, PV_PAGE_TYPE_SHIFT, PV_PAGE_TYPE_BITS)
 #define pvi_rec_extent_type(rec)  pvi_page_field(rec, PV_EXTENT_TYPE_SHIFT, PV_PAGE_TYPE_BITS)
 #define pvi_rec_extent_pages(rec) ((uint32_t) ((rec) >> PV_EXTENT_PAGES_SHIFT))
+#define pvi_rec_extent_align(rec) pvi_page_field(rec, PV_EXTENT_ALIGN_SHIFT, 6)
 #define pvi_rec_other_sub(rec)	  pvi_page_field(rec, PV_OTHER_SUB_SHIFT, 2)
 #define pvi_rec_other_back(rec)	  ((uint32_t) ((rec) >> PV_OTHER_BACK_SHIFT))
 
-static inline uint64_t pvi_rec_extent(uint32_t type, uint32_t npages)
+static inline uint64_t pvi_rec_extent(uint32_t type, uint32_t npages, uint32_t align_shift)
 {
 	return PV_PAGE_EXTENT | (uint64_t) type << PV_EXTENT_TYPE_SHIFT |
-	       (uint64_t) npages << PV_EXTENT_PAGES_SHIFT;
+	       (uint64_t) npages << PV_EXTENT_PAGES_SHIFT |
+	       (uint64_t) align_shift << PV_EXTENT_ALIGN_SHIFT;
 }
 static inline uint64_t pvi_rec_free(uint32_t npages)
 {
@@ -343,6 +348,10 @@ void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slot
 bool pvi_slab_reclaim_cold(struct pv_store *s, struct pvi_thread *t, uint32_t warms);
 /** Make pages of all slabs of a bin that have no other slots than FREE ones. */
 void pvi_slab_release_empty(struct pv_store *s, struct pvi_thread *t, struct pvi_bin *bin);
+/** No slot of a warm slab is handed out any more ... */
+void pvi_slab_close(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
+/** ... until this call, which is about all that were closed. */
+void pvi_slab_reopen(struct pv_store *s);
 /** Validate and tidy the slab whose head is at `page`, if that has not been done. */
 int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
 /** Is the slab_rec of this head page what the page map says? Any lock. */
@@ -376,6 +385,8 @@ void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t);
 /** Empty all depots and the thread's magazines into the slabs, and make free pages of the slabs that
  *  are empty. heap_lock. */
 void pvi_depot_drain(struct pv_store *s, struct pvi_thread *t);
+/** The same with the magazines of all threads, while no other one runs. heap_lock. */
+void pvi_depot_drain_all(struct pv_store *s, struct pvi_thread *t);
 
 /* ---- heap.c and publish.c; what they share is in heap.h ---- */
 

@@ -96,11 +96,11 @@ _Static_assert(sizeof(struct segment_rec) == 120, "segment_rec");
  *
  *	FREE	all zero
  *	SLAB	kind | class | back | meta | type	the same in every page, but for `back`
- *	EXTENT	kind | pages | type				head of a live large object
+ *	EXTENT	kind | pages | type | alignment			head of a live large object
  *	OTHER	kind | sub   | back				META (header pages) or CONT
  *
  * `back` is the distance to the head page, in pages. `meta` is where the slab_rec lies in the slab,
- * in units of 64 bytes. The top 20 bits are zero.
+ * in units of 64 bytes. `alignment` is the log2 of that in pages. The other bits are zero.
  */
 #define PV_PAGE_FREE   0u
 #define PV_PAGE_SLAB   1u
@@ -120,6 +120,7 @@ _Static_assert(sizeof(struct segment_rec) == 120, "segment_rec");
 #define PV_PAGE_UNUSED_SHIFT 44
 #define PV_EXTENT_TYPE_SHIFT 2	/* 13 bits */
 #define PV_EXTENT_PAGES_SHIFT 16 /* 32 bits; FREE in a lane action uses it as well */
+#define PV_EXTENT_ALIGN_SHIFT 48 /* 6 bits */
 #define PV_OTHER_SUB_SHIFT   2	/* 2 bits */
 #define PV_OTHER_BACK_SHIFT  16 /* 32 bits */
 
@@ -153,6 +154,29 @@ _Static_assert(sizeof(struct slab_rec) == 32, "slab_rec");
 #define PV_SLOT_RETIRED	 3u /* freed, but readers may still look at it */
 #define PV_SLOT_HELD	 4u /* in a thread's magazine, ready to be handed out */
 #define PV_SLOT_META	 0xffu /* under the slab_rec: not a slot */
+
+/* ---- a move ----------------------------------------------------------------------------------- */
+
+/**
+ * An object that a committed move takes to another place. The index names the tables of such records, which
+ * lie in pages that are FREE in the page map: nobody takes them before the move is finished. The last
+ * two are entries of head pages as the page map has them or, for an extent, will have.
+ */
+struct move_rec {
+	uint64_t old_off;
+	uint64_t new_off;
+	uint64_t old_rec;
+	uint64_t new_rec;
+};
+
+#define PV_MOVE_TABLES 16u
+
+/* Why objects are moved: move.purpose in the index. */
+#define PV_MOVE_COMPACT 1u
+#define PV_MOVE_UPGRADE 2u
+#define PV_MOVE_SEAL	3u
+
+_Static_assert(sizeof(struct move_rec) == 32, "move_rec");
 
 /* ---- lock words ------------------------------------------------------------------------------- */
 

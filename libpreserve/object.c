@@ -71,7 +71,7 @@ static void extent_shrink(struct pv_store *s, struct pvi_thread *t, const struct
 	struct action_rec *a = t->lane->actions;
 
 	a[0].where = pvi_lane_where(PV_DO_PAGES, off);
-	a[0].value = pvi_rec_extent(pvi_rec_extent_type(o->rec), n);
+	a[0].value = pvi_rec_extent(pvi_rec_extent_type(o->rec), n, pvi_rec_extent_align(o->rec));
 	a[1].where = pvi_lane_where(PV_DO_PAGES, off + ((uint64_t) n << s->page_shift));
 	a[1].value = pvi_rec_free(had - n);
 	pvi_lane_run(s, t->lane, 2);
@@ -93,7 +93,8 @@ static bool extent_grow(struct pv_store *s, struct pvi_thread *t, const struct p
 		return false;
 	t->lane->actions[0].where = pvi_lane_where(
 		PV_DO_PAGES, o->seg->off + ((uint64_t) page << s->page_shift));
-	t->lane->actions[0].value = pvi_rec_extent(pvi_rec_extent_type(o->rec), n);
+	t->lane->actions[0].value =
+		pvi_rec_extent(pvi_rec_extent_type(o->rec), n, pvi_rec_extent_align(o->rec));
 	pvi_lane_run(s, t->lane, 1);
 	return true;
 }

@@ -42,7 +42,8 @@ bool pvi_page_head_sound(const struct pv_store *s, const struct pvi_segment *seg
 		return false;
 	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
 		return pvi_rec_extent_type(rec) != 0 &&
-		       rec == pvi_rec_extent(pvi_rec_extent_type(rec), n);
+		       rec == pvi_rec_extent(pvi_rec_extent_type(rec), n, pvi_rec_extent_align(rec)) &&
+		       (page & ((1ull << pvi_rec_extent_align(rec)) - 1)) == 0;
 	if (pvi_page_kind(rec) == PV_PAGE_SLAB) {
 		const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
 
@@ -182,13 +183,18 @@ static bool take_run(struct pv_store *s, struct pvi_segment *seg, uint32_t n, ui
 	return true;
 }
 
+static bool allowed(const struct pv_store *s, uint32_t segment)
+{
+	return !s->steer.to || (segment >= s->steer.from && segment < s->steer.to);
+}
+
 /* n contiguous pages of the segments that there are. 0, -ENOSPC without a message, or an error. */
 static int find_pages(struct pv_store *s, uint32_t n, uint32_t align, struct pvi_segment **out,
 		      uint32_t *page)
 {
 	for (uint32_t i = 0; i < s->nsegments; i++) {
 		*out = &s->segments[i];
-		if ((*out)->loaded && take_run(s, *out, n, align, page))
+		if (allowed(s, i) && (*out)->loaded && take_run(s, *out, n, align, page))
 			return 0;
 	}
 	/* The others, the newest first: it is the one that has room, and loading takes time, which the
@@ -197,7 +203,7 @@ static int find_pages(struct pv_store *s, uint32_t n, uint32_t align, struct pvi
 		int err;
 
 		*out = &s->segments[i];
-		if ((*out)->loaded)
+		if ((*out)->loaded || !allowed(s, i))
 			continue;
 		err = pvi_page_load(s, *out);
 		if (err)
@@ -230,6 +236,12 @@ static int obtain_pages(struct pv_store *s, uint32_t n, uint32_t align, struct p
 	uint64_t used = s->used_pages << s->page_shift;
 	int err, grown;
 
+	if (s->steer.to) {
+		err = find_pages(s, n, align, out, page);
+		return err == -ENOSPC ? pvi_fail(err, "no %u free pages in the segments %u to %u", n,
+						 s->steer.from, s->steer.to - 1)
+				      : err;
+	}
 	if (__atomic_load_n(&s->depot_bytes, __ATOMIC_RELAXED) >
 	    (used / 4 < DEPOTS_MIN ? DEPOTS_MIN : used / 4))
 		reclaim(s, 0);
@@ -278,10 +290,11 @@ int pvi_page_alloc(struct pv_store *s, uint32_t n, uint32_t align, uint32_t memo
 	if (!err)
 		return 0;
 	pvi_page_free(s, *out, *page, n);
-	reclaim(s, COLD_RECLAIM);
+	if (!s->steer.to)
+		reclaim(s, COLD_RECLAIM);
 	for (uint32_t i = 0; i < s->nsegments; i++) {
 		*out = &s->segments[i];
-		if (!(*out)->loaded || !take_backed_run(s, *out, n, align, page))
+		if (!allowed(s, i) || !(*out)->loaded || !take_backed_run(s, *out, n, align, page))
 			continue;
 		if (pvi_backing_commit(s, *out, *page, n) == 0)
 			return 0;

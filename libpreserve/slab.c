@@ -311,7 +311,7 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 		return err;
 	rec = pvi_rec_load(seg->map, page);
 	d = &seg->slabs[page];
-	if (d->state == PVI_SLAB_PARTIAL || d->state == PVI_SLAB_FULL)
+	if (d->state == PVI_SLAB_PARTIAL || d->state == PVI_SLAB_FULL || d->state == PVI_SLAB_CLOSED)
 		return 0; /* another thread was faster */
 	if (!is_cold(seg, page) || pvi_rec_type(rec) > s->index.ntypes)
 		return pvi_fail(-EBADMSG, "segment %u: page %u: no sound slab (see pv_check)",
@@ -339,6 +339,41 @@ int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
 		list_push(bin, d);
 	describe_pages(s, seg, page, rec);
 	return 0;
+}
+
+/* ---- closed slabs ---- */
+
+static struct pvi_bin *bin_of(struct pv_store *s, const struct pvi_segment *seg, uint32_t page)
+{
+	uint64_t rec = pvi_rec_load(seg->map, page);
+
+	return pvi_slab_bin(s, pvi_rec_type(rec), pvi_rec_class(rec));
+}
+
+void pvi_slab_close(struct pv_store *s, struct pvi_segment *seg, uint32_t page)
+{
+	struct pvi_slab *d = &seg->slabs[page];
+
+	if (d->state == PVI_SLAB_PARTIAL)
+		list_remove(bin_of(s, seg, page), d);
+	d->state = PVI_SLAB_CLOSED;
+}
+
+void pvi_slab_reopen(struct pv_store *s)
+{
+	for (uint32_t i = 0; i < s->nsegments; i++) {
+		struct pvi_segment *seg = &s->segments[i];
+
+		for (uint32_t page = seg->first_page; seg->loaded && page < seg->npages; page++) {
+			struct pvi_slab *d = &seg->slabs[page];
+
+			if (d->state != PVI_SLAB_CLOSED)
+				continue;
+			d->state = d->nfree ? PVI_SLAB_PARTIAL : PVI_SLAB_FULL;
+			if (d->nfree)
+				list_push(bin_of(s, seg, page), d);
+		}
+	}
 }
 
 /* ---- magazines ---- */
@@ -478,7 +513,8 @@ int pvi_slab_refill(struct pv_store *s, struct pvi_thread *t, uint32_t type, uin
 	if (want < most)
 		m->want = 2 * want < most ? 2 * want : most;
 	while (pvi_magazine_slots(m) < want) {
-		d = find_partial(s, bin, type, class, COLD_WARMS, COLD_LOOKS, false);
+		/* Whoever moves objects wants the slabs full, whose they are does not matter. */
+		d = find_partial(s, bin, type, class, COLD_WARMS, COLD_LOOKS, s->steer.to != 0);
 		if (!d) {
 			if (pvi_magazine_slots(m))
 				break;
@@ -528,7 +564,8 @@ void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slot
 			list_push(bin, d);
 		}
 		/* Empty, and not the bin's last reserve: the pages may serve another class. */
-		if (d->nfree == c->usable && bin->npartial[d->shard] > 1) {
+		if (d->nfree == c->usable && d->state == PVI_SLAB_PARTIAL &&
+		    bin->npartial[d->shard] > 1) {
 			slab_release(s, t, bin, seg, d, c);
 			p = NULL;
 		}

@@ -89,6 +89,7 @@ enum pvi_slab_state {
 	PVI_SLAB_NONE = 0, /* not the head of a slab or extent, of a damaged one, or of a cold slab */
 	PVI_SLAB_PARTIAL,  /* has FREE slots, on its bin's partial list */
 	PVI_SLAB_FULL,	   /* no FREE slot, on no list */
+	PVI_SLAB_CLOSED,   /* its objects are about to be moved: hands out no slot, on no list */
 	PVI_EXTENT_HELD,   /* extent reserved; the page map says whether it is live meanwhile */
 	PVI_EXTENT_LIVE,
 	PVI_EXTENT_RETIRED, /* free in the page map, kept for readers; nfree: pages */
@@ -102,7 +103,7 @@ struct pvi_slab {
 	uint32_t cursor; /* no FREE slot byte before it; of a held extent: type */
 	uint16_t segment;
 	uint8_t state; /* enum pvi_slab_state */
-	uint8_t shard; /* of a slab: whose list it is on */
+	uint8_t shard; /* of a slab: whose list it is on; of a held extent: log2 of its alignment in pages */
 };
 
 struct pvi_segment {
@@ -253,6 +254,18 @@ struct pvi_root {
 	uint64_t off;
 };
 
+/** A move that is committed and not finished. */
+struct pvi_index_move {
+	uint32_t purpose; /* PV_MOVE_...; 0: there is none */
+	uint32_t ntables;
+	uint64_t objects;
+	uint64_t checksum; /* XXH3-64 of all records, one table behind the other */
+	struct {
+		uint64_t off;
+		uint64_t objects;
+	} tables[PV_MOVE_TABLES];
+};
+
 /** The index in the form in which the process uses it. */
 struct pvi_index {
 	struct index_rec *rec; /* mapped at the start of the window */
@@ -272,6 +285,10 @@ struct pvi_index {
 	uint32_t nroots;
 	struct pvi_type *types; /* PV_TYPES_MAX + 1, [0] unused */
 	struct pvi_root *roots; /* grows */
+	struct pvi_index_move move;
+	/* A slot's worth of ordinary memory, so that a write that must not fail does not; see
+	 * pvi_index_make_sure(). */
+	void *spare;
 	struct {
 		uint64_t off;
 		uint64_t bytes;
@@ -316,6 +333,12 @@ struct pv_store {
 	uint64_t depot_bytes;	   /* in all depots; atomic, without the lock */
 	uint64_t idle_pages;	   /* free ones that have memory, as far as this process knows */
 	uint64_t idle_refused;	   /* bytes of them that could not be given back */
+	/* While objects are moved: pages are taken only from the segments [from, to). to 0: from all, and the
+	 * store may grow. */
+	struct {
+		uint32_t from;
+		uint32_t to;
+	} steer;
 	_Atomic(struct pvi_retire *) retire; /* retire.c; NULL: no flavour was chosen */
 
 	pthread_mutex_t index_lock;

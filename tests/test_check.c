@@ -75,7 +75,7 @@ static void pending_nonsense(void **state)
 static uint64_t half_an_extent(struct pv_store *s, struct action_rec *a)
 {
 	uint8_t *p = reserve_ok(s, store_bytes_type(s, "bytes"), EXTENT_BYTES);
-	uint64_t off = (uintptr_t)p - s->base, rec = pvi_rec_extent(1, 10);
+	uint64_t off = (uintptr_t)p - s->base, rec = pvi_rec_extent(1, 10, 0);
 	struct pvi_segment *seg = pvi_store_segment(s, off);
 	uint32_t page = (uint32_t)((off - seg->off) >> s->page_shift);
 

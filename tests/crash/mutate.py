@@ -83,6 +83,22 @@ MUTANTS = {
 ''', '''	pvi_index_commit(&s->index, generation);
 	pvi_lane_run(s, t->lane, 1);
 ''')]),
+    # The next process does not make the new objects live ...
+    'move-without-objects': ('move_redo.c', 'move', 'slabs', [(
+        'm->recs[i].new_rec, true);', 'm->recs[i].new_rec, m->t != NULL);')]),
+    # ... or forgets the roots among them.
+    'move-without-roots': ('move_redo.c', 'move', 'segments', [(
+        '	move_roots(m);\n', '	if (m->t)\n		move_roots(m);\n')]),
+    # A move that was committed is not finished by whoever comes next.
+    'move-not-finished': ('attach.c', 'move', 'slabs', [(
+        '		pvi_move_redo(&move);\n', '		s->index.move.purpose = 0;\n')]),
+    # The next process does not change what refers to the objects.
+    'move-without-references': ('move_redo.c', 'move', 'segments', [(
+        '	visit_all(&v);\n', '	if (m->t)\n		visit_all(&v);\n')]),
+    # Old objects are in circulation before the index says that they were moved.
+    'move-settled-early': ('move.c', 'move', 'slabs', [(
+        '	pvi_move_redo(m);\n', '	pvi_move_redo(m);\n	settle(m);\n'), (
+        '	if (!err)\n		settle(m);\n', '')]),
     # The index names a segment that nobody keeps yet.
     'segment-named-first': ('segment.c', 'store', 'grow', [(
         '''	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
