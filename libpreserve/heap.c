@@ -130,6 +130,7 @@ int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t a
 		    void **out)
 {
 	struct pvi_segment *seg;
+	bool flexible = false;
 	uint32_t page, n;
 	int err;
 
@@ -145,8 +146,11 @@ int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t a
 						     .shard = (uint8_t) __builtin_ctz(align_pages),
 						     .state = PVI_EXTENT_HELD};
 		*out = seg->addr + ((uint64_t) page << s->page_shift);
+		flexible = s->index.types[type].flexible;
 	}
 	pthread_mutex_unlock(&s->heap_lock);
+	if (flexible)
+		pvi_heap_clear(*out, bytes, (size_t) n << s->page_shift);
 	return err;
 }
 
@@ -221,6 +225,20 @@ static __attribute__((noinline)) int reserve_slow(struct pv_store *s, pv_type_t 
 			return err;
 	}
 	*out = take_slot(t, m);
+	if (m->flex_bytes != UINT64_MAX)
+		pvi_heap_clear(*out, bytes, s->classes[class].slot_bytes);
+	return 0;
+}
+
+/* From a magazine that is empty, or whose type needs more than a slot. */
+static __attribute__((noinline)) int reserve_other(struct pv_store *s, struct pvi_thread *t,
+						   struct pvi_magazine *m, pv_type_t type,
+						   size_t bytes, void **out)
+{
+	if (m->top == m->slots || bytes < m->flex_bytes)
+		return reserve_slow(s, type, bytes, out);
+	*out = take_slot(t, m);
+	pvi_heap_clear(*out, bytes, s->classes[pvi_class_of(bytes)].slot_bytes);
 	return 0;
 }
 
@@ -234,7 +252,7 @@ int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 		return reserve_slow(s, type, bytes, out);
 	m = t->rows[type]->magazines[(bytes + 15) / 16];
 	if (pvi_unlikely(m->top == m->slots || bytes < m->min_bytes))
-		return reserve_slow(s, type, bytes, out);
+		return reserve_other(s, t, m, type, bytes, out);
 	*out = take_slot(t, m);
 	return 0;
 }

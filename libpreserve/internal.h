@@ -4,6 +4,8 @@
 #ifndef PVI_INTERNAL_H
 #define PVI_INTERNAL_H
 
+#include <string.h>
+
 #include "error.h"
 #include "types.h"
 
@@ -403,6 +405,11 @@ void pvi_heap_apply(struct pv_store *s, const struct pv_action *a, const struct 
 		    const struct pvi_object *o);
 void pvi_heap_settle(struct pv_store *s, struct pvi_thread *t, const struct pv_action *a,
 		     const struct pvi_object *o);
+/** Zero what an object of a type with flexible arrays has beyond what was asked for: it is part of them. */
+static inline void pvi_heap_clear(void *object, size_t bytes, size_t usable_bytes)
+{
+	memset((uint8_t *) object + bytes, 0, usable_bytes - bytes);
+}
 /** Reserve an object as an extent. */
 int pvi_heap_reserve_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t align_pages,
 			    void **out);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "typemap.h"
 
 int pv_alloc(struct pv_store *s, pv_type_t type, size_t bytes, void **dest)
 {
@@ -32,9 +33,22 @@ int pv_free(struct pv_store *s, void **dest)
 
 /* ---- alignment ---- */
 
+/* Reserve more than was asked for; align_pages not 0: as an extent. */
+static int reserve_larger(struct pv_store *s, pv_type_t type, size_t bytes, size_t larger,
+			  uint32_t align_pages, void **out)
+{
+	int err = align_pages ? pvi_heap_reserve_extent(s, type, larger, align_pages, out)
+			      : pv_reserve(s, type, larger, out);
+
+	if (!err && s->index.types[type].flexible)
+		pvi_heap_clear(*out, bytes, larger);
+	return err;
+}
+
 int pv_reserve_aligned(struct pv_store *s, pv_type_t type, size_t bytes, size_t align, void **out)
 {
 	uint32_t class;
+	size_t larger;
 
 	if (!align || (align & (align - 1)) || align > 1ull << s->granule_shift)
 		return pvi_fail(-EINVAL, "an alignment of %zu bytes: not a power of two up to %llu",
@@ -48,12 +62,12 @@ int pv_reserve_aligned(struct pv_store *s, pv_type_t type, size_t bytes, size_t 
 		while (class < s->nclasses && s->classes[class].slot_bytes % align)
 			class++;
 		if (class < s->nclasses)
-			return pv_reserve(s, type, s->classes[class].slot_bytes, out);
+			return reserve_larger(s, type, bytes, s->classes[class].slot_bytes, 0, out);
 		align = 1u << s->page_shift;
 	}
-	if (bytes <= s->classes[s->nclasses - 1].slot_bytes)
-		bytes = s->classes[s->nclasses - 1].slot_bytes + 1ull;
-	return pvi_heap_reserve_extent(s, type, bytes, (uint32_t) (align >> s->page_shift), out);
+	larger = s->classes[s->nclasses - 1].slot_bytes + 1ull;
+	return reserve_larger(s, type, bytes, bytes > larger ? bytes : larger,
+			      (uint32_t) (align >> s->page_shift), out);
 }
 
 /* ---- another size ---- */
@@ -91,6 +105,10 @@ static bool extent_grow(struct pv_store *s, struct pvi_thread *t, const struct p
 	pthread_mutex_unlock(&s->heap_lock);
 	if (!taken)
 		return false;
+	/* What was there before is no reference of a flexible array's. */
+	if (s->index.types[pvi_rec_extent_type(o->rec)].flexible)
+		memset(o->seg->addr + ((uint64_t) (page + had) << s->page_shift), 0,
+		       (size_t) (n - had) << s->page_shift);
 	t->lane->actions[0].where = pvi_lane_where(
 		PV_DO_PAGES, o->seg->off + ((uint64_t) page << s->page_shift));
 	t->lane->actions[0].value =
@@ -150,7 +168,9 @@ int pv_realloc(struct pv_store *s, void **dest, size_t bytes)
 		return err;
 	usable = o.byte ? s->classes[pvi_bin_class(o.bin)].slot_bytes
 			: (size_t) pvi_rec_extent_pages(o.rec) << s->page_shift;
-	memcpy(fresh, object, usable < bytes ? usable : bytes);
+	pvi_typemap_copy(&s->index.types[type], fresh, object, usable < bytes ? usable : bytes);
+	if (usable < bytes && s->index.types[type].flexible)
+		pvi_heap_clear(fresh, usable, bytes);
 	err = pv_replace(s, fresh, dest, object);
 	if (err)
 		pv_cancel(s, fresh);

@@ -269,6 +269,11 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		m->end = m->slots + s->classes[class].magazine;
 		m->want = first_refill(s->classes[class].slot_bytes);
 		m->min_bytes = s->index.types[type].bytes;
+		m->flex_bytes = UINT64_MAX;
+		if (s->index.types[type].flexible) {
+			m->flex_bytes = m->min_bytes;
+			m->min_bytes = UINT64_MAX;
+		}
 		m->depot = depot;
 		m->shard = pvi_thread_shard(t);
 		pthread_mutex_lock(&s->heap_lock);

@@ -108,6 +108,38 @@ int pvi_typemap_visit(const struct pvi_type *t, uint8_t *object, size_t usable_b
 	return 0;
 }
 
+struct copying {
+	uintptr_t from;
+	size_t bytes;
+	uint64_t further; /* to - from */
+};
+
+static int keep_distance(void *ctx, uint8_t *at, const struct pvi_field *f)
+{
+	const struct copying *c = ctx;
+	uint64_t word = *(uint64_t *) (void *) at, names;
+
+	if (f->kind != PV_FIELD_RELATIVE || !word)
+		return 0;
+	names = (uintptr_t) at - c->further + word;
+	if (names - c->from >= c->bytes)
+		pvi_field_retarget(f, at, names, 0);
+	return 0;
+}
+
+void pvi_typemap_copy(const struct pvi_type *t, uint8_t *to, const uint8_t *from, size_t bytes)
+{
+	struct copying c = {(uintptr_t) from, bytes, (uintptr_t) to - (uintptr_t) from};
+
+	memcpy(to, from, bytes);
+	for (uint32_t i = 0; i < t->nfields; i++) {
+		if (t->fields[i].kind == PV_FIELD_RELATIVE) {
+			pvi_typemap_visit(t, to, bytes, keep_distance, &c);
+			return;
+		}
+	}
+}
+
 /* ---- checking ---- */
 
 __attribute__((format(printf, 4, 5))) static int wrong(char *why, size_t room, const struct pvi_field *f,
@@ -130,11 +162,11 @@ static bool integer_bytes(unsigned int bytes)
 }
 
 /* Does the last of `count` equally distant things of `bytes` end within the object's fixed part? Of a
- * flexible array the first begins at its end at the latest. */
+ * flexible array the first element begins at its end at the latest. */
 static bool within(uint32_t total, uint64_t off, uint32_t count, uint32_t stride, uint32_t bytes)
 {
 	if (count == PV_FLEXIBLE)
-		return off <= total;
+		return off + bytes <= (uint64_t) total + stride;
 	return off + (count - 1ull) * stride + bytes <= total;
 }
 
@@ -318,7 +350,7 @@ static int list_pointers(struct pvi_type *t)
 		if (f->kind != PV_FIELD_POINTER || f->nwhen || f->count_bytes || f->count == PV_FLEXIBLE ||
 		    (n += f->count) > PVI_POINTERS_MAX)
 			t->simple = false;
-		if (f->count == PV_FLEXIBLE)
+		if (f->count == PV_FLEXIBLE && !f->count_bytes)
 			t->flexible = true;
 	}
 	if (!t->simple || !n)

@@ -105,6 +105,12 @@ static inline void pvi_field_retarget(const struct pvi_field *f, uint8_t *at, ui
 	__atomic_store_n(word, pvi_field_word(f, *word, (uintptr_t) at, address, base), __ATOMIC_RELAXED);
 }
 
+/**
+ * Copy an object's first bytes to another place, so that its distances name what they named: those to
+ * a place in the object itself, as far as it is copied, name the same place of the copy.
+ */
+void pvi_typemap_copy(const struct pvi_type *t, uint8_t *to, const uint8_t *from, size_t bytes);
+
 /** Free what a type has but for its bins. */
 void pvi_typemap_free(struct pvi_type *t);
 /**

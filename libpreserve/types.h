@@ -168,7 +168,10 @@ struct pvi_magazine {
 	 * before. Pointers, because the fast paths then need no arithmetic. */
 	struct pvi_held *top;
 	struct pvi_held *end;
-	uint64_t min_bytes; /* what the type is at least, which may be less than the class */
+	uint64_t min_bytes; /* what the type is at least, which may be less than the class; UINT64_MAX: ask
+			       flex_bytes */
+	uint64_t flex_bytes; /* the same of a type with flexible arrays, whose slack is to be zero; of
+				others UINT64_MAX */
 	uint32_t want;	    /* how many slots the next refill from slabs takes: more each time */
 	uint32_t shard;	    /* of the depot, this thread's */
 	struct pvi_depot *depot;
@@ -236,7 +239,7 @@ struct pvi_type {
 	uint32_t bytes;
 	uint32_t flags;	    /* PV_TYPE_PINNED */
 	bool has_pointers;  /* there are fields */
-	bool flexible;	    /* some go to the end of the object */
+	bool flexible;	    /* some go to the end of the object, whatever its contents say */
 	bool simple;	    /* nothing but plain pointers, unconditional, in fixed places: then... */
 	uint32_t npointers; /* ... these are their offsets, fields in turn, all within `bytes` */
 	uint32_t *pointers;

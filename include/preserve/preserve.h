@@ -313,7 +313,8 @@ int pv_alloc(struct pv_store *store, pv_type_t type, size_t bytes, void **dest);
  * Give the live object that the persistent pointer *dest names another size. In place where that is
  * possible: the size class stays, or an object of whole pages shrinks, or grows into free pages behind
  * it; otherwise a new object gets the contents, as far as they fit, and takes the old one's place in
- * *dest, as one. Bytes beyond the old size are undefined.
+ * *dest, as one. Bytes beyond the old size are undefined, but of types with flexible arrays of references
+ * (preserve/type.h) zero. Distances to other objects (PV_RELATIVE) stay right.
  *
  * Errors, with nothing changed: -EINVAL `bytes` is 0 or less than the type has, *dest names no live
  * object (of a root object what is said of PV_FREE holds); and those of pv_reserve(). Crash: the old
