@@ -118,6 +118,8 @@ struct crash_scenario {
 	 */
 	int (*probe)(void *ctx);
 
+	/* A switch sweep: the first two operations at the same time, on two threads. */
+	bool is_switch;
 	/* Optional, switch sweep: called on each of the two threads before stores are trapped. */
 	int (*warm_thread)(void *ctx);
 
@@ -231,13 +233,8 @@ const char *crash_failure_name(enum crash_failure_kind kind);
  */
 void crash_init(int argc, char **argv);
 
-struct crash_entry {
-	const struct crash_scenario *scenario;
-	bool is_switch;
-};
-
-/* Command line (--help) around a list of scenarios; returns the exit status. */
-int crash_main(int argc, char **argv, const struct crash_entry *entries, size_t n_entries);
+/* Command line (--help) around a list of scenarios, crash_init() included; returns the exit status. */
+int crash_main(int argc, char **argv, const struct crash_scenario *scenarios, size_t n_scenarios);
 
 /* For the code under test or its test backend; harmless when nothing is traced. */
 void crash_keep(int fd, const char *name); /* somebody outside has this memfd now */

@@ -82,12 +82,13 @@ int fixture_object(struct fixture *f, size_t bytes, uint64_t key, void **out);
 /* For CRASH_CUSTOM: before or after, whether or not these differ. */
 bool fixture_legal(void *ctx, const struct crash_verdict *verdict);
 
-#define FIXTURE_SCENARIO(title, set_up_as, operations, fixture)                              \
+/* More members may follow, such as .is_switch = true. */
+#define FIXTURE_SCENARIO(title, set_up_as, operations, fixture, ...)                         \
 	{                                                                                    \
 		.name = (title), .ctx = (fixture), .ops = (operations),                      \
 		.n_ops = sizeof(operations) / sizeof((operations)[0]), .setup = (set_up_as), \
 		.recover = fixture_recover, .check = fixture_check, .close = fixture_close,  \
-		.probe = fixture_probe, .any_order = true                                    \
+		.probe = fixture_probe, .any_order = true, __VA_ARGS__                       \
 	}
 
 /*

@@ -273,27 +273,28 @@ static unsigned count_found(const struct crash_report *report)
 /* A build with a bug in it whose bug could not be put in. */
 extern const char crash_mutant_is_stale[] __attribute__((weak));
 
-int crash_main(int argc, char **argv, const struct crash_entry *entries, size_t n_entries)
+int crash_main(int argc, char **argv, const struct crash_scenario *scenarios, size_t n_scenarios)
 {
 	static struct crash_report report;
 	struct cli cli = {.n_only = 0};
 	unsigned failures = 0, found = 0, ran = 0;
 
+	crash_init(argc, argv);
 	parse(argc, argv, &cli);
 	if (crash_mutant_is_stale) {
 		fprintf(stderr, "the mutant %s does not fit the source any more, see mutate.py\n",
 			crash_mutant_is_stale);
 		return 1;
 	}
-	for (size_t i = 0; i < n_entries; i++) {
-		const struct crash_scenario *sc = entries[i].scenario;
+	for (size_t i = 0; i < n_scenarios; i++) {
+		const struct crash_scenario *sc = &scenarios[i];
 
 		if (cli.list)
-			printf("%s%s\n", sc->name, entries[i].is_switch ? " (switch)" : "");
+			printf("%s%s\n", sc->name, sc->is_switch ? " (switch)" : "");
 		if (cli.list || !chosen(&cli, sc->name))
 			continue;
 		ran++;
-		if (entries[i].is_switch)
+		if (sc->is_switch)
 			failures += crash_switch_sweep(sc, &cli.options, &report);
 		else
 			failures += crash_sweep(sc, &cli.options, &report);

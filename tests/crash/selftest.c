@@ -139,12 +139,12 @@ static const struct crash_op pair_ops[] = {
 /* Only one bug is there to be waited for. */
 #define HANG_MS (TOY_BUG == TOY_BUG_RECOVERY_HANGS ? 500 : 20000)
 
-#define SCENARIO(title, operations, set_up_as)                                             \
+#define SCENARIO(title, operations, set_up_as, ...)                                            \
 	{                                                                                  \
 		.name = title, .ops = operations,                                          \
 		.n_ops = sizeof(operations) / sizeof((operations)[0]), .setup = set_up_as, \
 		.recover = recover, .check = check, .close = close_toy, .probe = probe,    \
-		.any_order = true, .other_base = true, .hang_ms = HANG_MS,                 \
+		.any_order = true, .other_base = true, .hang_ms = HANG_MS, __VA_ARGS__     \
 	}
 
 enum { CREATE, PUT, SWAP, RENAME, GROW, PAIR, N_SCENARIOS };
@@ -155,7 +155,7 @@ static const struct crash_scenario scenarios[N_SCENARIOS] = {
 	[SWAP] = SCENARIO("swap", swap_ops, set_up),
 	[RENAME] = SCENARIO("rename", rename_ops, set_up),
 	[GROW] = SCENARIO("grow", grow_ops, set_up),
-	[PAIR] = SCENARIO("pair", pair_ops, set_up),
+	[PAIR] = SCENARIO("pair", pair_ops, set_up, .is_switch = true),
 };
 
 #define ON(name) (1u << (name))
@@ -206,19 +206,16 @@ int main(int argc, char **argv)
 {
 	static struct crash_report report;
 	struct crash_options options = CRASH_OPTIONS_DEFAULT;
-	struct crash_entry entries[N_SCENARIOS];
 	int wrong = 0;
 
 	crash_init(argc, argv);
 	toy_keep = keep;
 	toy_drop = crash_drop;
-	for (unsigned i = 0; i < N_SCENARIOS; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], i == PAIR};
 	if (argc > 1)
-		return crash_main(argc, argv, entries, N_SCENARIOS);
+		return crash_main(argc, argv, scenarios, N_SCENARIOS);
 	for (unsigned i = 0; i < N_SCENARIOS; i++) {
-		options.depth = i == PAIR ? 0 : 1;
-		if (i == PAIR)
+		options.depth = scenarios[i].is_switch ? 0 : 1;
+		if (scenarios[i].is_switch)
 			crash_switch_sweep(&scenarios[i], &options, &report);
 		else
 			crash_sweep(&scenarios[i], &options, &report);

@@ -99,12 +99,7 @@ int main(int argc, char **argv)
 		FIXTURE_SCENARIO("random-2", fixture_setup_settled, random_ops[2], &spacious),
 		FIXTURE_SCENARIO("random-3", fixture_setup_settled, random_ops[3], &spacious),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
 	make_random();
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], false};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

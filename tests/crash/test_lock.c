@@ -84,20 +84,20 @@ static int probe(void *ctx)
 	return rc ? rc : call(f, pv_lock_release);
 }
 
-#define LOCK_SCENARIO(title, operations)                                                       \
+#define LOCK_SCENARIO(title, operations, two)                                                  \
 	{                                                                                      \
 		.name = (title), .ctx = &roomy, .ops = (operations),                           \
 		.n_ops = sizeof(operations) / sizeof((operations)[0]), .setup = setup,         \
 		.recover = fixture_recover, .check = fixture_check, .close = fixture_close,    \
-		.probe = probe                                                                 \
+		.probe = probe, .is_switch = (two)                                             \
 	}
 
 int main(int argc, char **argv)
 {
-	static const struct crash_scenario sequence = LOCK_SCENARIO("lock", ops);
-	static const struct crash_scenario threads = LOCK_SCENARIO("locked-swaps", pair);
-	const struct crash_entry entries[] = {{&sequence, false}, {&threads, true}};
+	static const struct crash_scenario scenarios[] = {
+		LOCK_SCENARIO("lock", ops, false),
+		LOCK_SCENARIO("locked-swaps", pair, true),
+	};
 
-	crash_init(argc, argv);
-	return crash_main(argc, argv, entries, 2);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

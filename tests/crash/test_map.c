@@ -418,11 +418,6 @@ int main(int argc, char **argv)
 		MAP_SCENARIO("map-crowd", set_up_crowd, crowd_ops, &crowd),
 		MAP_SCENARIO("map-clear", set_up, clear_ops, &full),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], false};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

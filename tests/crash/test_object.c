@@ -75,11 +75,6 @@ int main(int argc, char **argv)
 		FIXTURE_SCENARIO("realloc-grows", fixture_setup_few, grow_ops, &cramped),
 		FIXTURE_SCENARIO("aligned", fixture_setup_few, aligned_ops, &spacious),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], false};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

@@ -117,13 +117,9 @@ static int setup_extents(void *ctx)
 	return rc ? rc : op_settle(ctx, 0);
 }
 
-#define PAIR_SCENARIO(title, set_up, operations, fixture, ready, ending)                \
-	{                                                                               \
-		.name = (title), .ctx = (fixture), .ops = (operations), .n_ops = 2,     \
-		.setup = (set_up), .recover = fixture_recover, .check = fixture_check,  \
-		.close = fixture_close, .probe = fixture_probe, .warm_thread = (ready), \
-		.ends = (ending)                                                        \
-	}
+#define PAIR_SCENARIO(title, set_up, operations, fixture, ready, ending)             \
+	FIXTURE_SCENARIO(title, set_up, operations, fixture, .is_switch = true, \
+			 .warm_thread = (ready), .ends = (ending))
 #define OWN(title, operations) \
 	PAIR_SCENARIO(title, fixture_setup_settled, operations, &roomy, warm_own, 0)
 #define RELEASE(title, operations, full) \
@@ -157,11 +153,6 @@ int main(int argc, char **argv)
 		ENDS("begin-end", link_link, &narrow, NULL, CRASH_B_ENDS),
 		ENDS("end-end", link_free, &roomy, warm_own, CRASH_A_ENDS | CRASH_B_ENDS),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], true};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

@@ -79,13 +79,9 @@ static int setup_retired(void *ctx)
 	return rc ? rc : op_retire_some(ctx, 10);
 }
 
-#define SWITCH(title, operations, ready)                                                \
-	{                                                                               \
-		.name = (title), .ctx = &roomy, .ops = (operations), .n_ops = 2,        \
-		.setup = setup_retired, .recover = fixture_recover,                     \
-		.check = fixture_check, .close = fixture_close, .probe = fixture_probe, \
-		.warm_thread = (ready)                                                  \
-	}
+#define SWITCH(title, operations, ready)                                        \
+	FIXTURE_SCENARIO(title, setup_retired, operations, &roomy, .is_switch = true, \
+			 .warm_thread = (ready))
 
 int main(int argc, char **argv)
 {
@@ -104,12 +100,6 @@ int main(int argc, char **argv)
 		SWITCH("retire-reclaim", retire_reclaim, NULL),
 		SWITCH("reclaim-retire", reclaim_retire, NULL),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i],
-						  scenarios[i].setup == setup_retired};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

@@ -49,13 +49,10 @@ static int warm(void *ctx)
 	return rc;
 }
 
-#define WARM(title, operations)                                                         \
-	{                                                                               \
-		.name = (title), .ctx = &roomy, .ops = (operations), .n_ops = 2,        \
-		.setup = fixture_setup_settled, .recover = fixture_recover,             \
-		.check = fixture_check, .close = fixture_close, .probe = fixture_probe, \
-		.warm_thread = warm                                                     \
-	}
+#define PAIR_SCENARIO(title, set_up, operations, fixture, ...) \
+	FIXTURE_SCENARIO(title, set_up, operations, fixture, .is_switch = true, __VA_ARGS__)
+#define WARM(title, operations) \
+	PAIR_SCENARIO(title, fixture_setup_settled, operations, &roomy, .warm_thread = warm)
 
 int main(int argc, char **argv)
 {
@@ -69,24 +66,19 @@ int main(int argc, char **argv)
 		WARM("warm-swap-replace", swap_replace),
 		WARM("warm-tx-link", tx_link),
 		WARM("warm-tx-tx", tx_tx),
-		FIXTURE_SCENARIO("link-link", fixture_setup_settled, link_link, &roomy),
-		FIXTURE_SCENARIO("link-unlink", fixture_setup_settled, link_unlink, &roomy),
-		FIXTURE_SCENARIO("unlink-unlink", fixture_setup_settled, unlink_unlink, &roomy),
-		FIXTURE_SCENARIO("replace-replace", fixture_setup_settled, replace_replace, &roomy),
-		FIXTURE_SCENARIO("replace-sizes", fixture_setup_settled, replace_sizes, &roomy),
-		FIXTURE_SCENARIO("extent-extent", fixture_setup_few, extent_extent, &cramped),
-		FIXTURE_SCENARIO("grow-link", fixture_setup_few, grow_link, &cramped),
-		FIXTURE_SCENARIO("link-grow", fixture_setup_few, link_grow, &cramped),
-		FIXTURE_SCENARIO("root-root", fixture_setup_settled, root_root, &roomy),
-		FIXTURE_SCENARIO("root-type", fixture_setup_settled, root_type, &roomy),
-		FIXTURE_SCENARIO("type-link", fixture_setup_settled, type_link, &roomy),
-		FIXTURE_SCENARIO("root-grow", fixture_setup_few, root_grow, &cramped),
+		PAIR_SCENARIO("link-link", fixture_setup_settled, link_link, &roomy),
+		PAIR_SCENARIO("link-unlink", fixture_setup_settled, link_unlink, &roomy),
+		PAIR_SCENARIO("unlink-unlink", fixture_setup_settled, unlink_unlink, &roomy),
+		PAIR_SCENARIO("replace-replace", fixture_setup_settled, replace_replace, &roomy),
+		PAIR_SCENARIO("replace-sizes", fixture_setup_settled, replace_sizes, &roomy),
+		PAIR_SCENARIO("extent-extent", fixture_setup_few, extent_extent, &cramped),
+		PAIR_SCENARIO("grow-link", fixture_setup_few, grow_link, &cramped),
+		PAIR_SCENARIO("link-grow", fixture_setup_few, link_grow, &cramped),
+		PAIR_SCENARIO("root-root", fixture_setup_settled, root_root, &roomy),
+		PAIR_SCENARIO("root-type", fixture_setup_settled, root_type, &roomy),
+		PAIR_SCENARIO("type-link", fixture_setup_settled, type_link, &roomy),
+		PAIR_SCENARIO("root-grow", fixture_setup_few, root_grow, &cramped),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], true};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

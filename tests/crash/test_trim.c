@@ -55,11 +55,6 @@ int main(int argc, char **argv)
 		FIXTURE_SCENARIO("segments", fixture_setup_few, segment_ops, &small),
 		FIXTURE_SCENARIO("drain", fixture_setup_few, drain_ops, &roomy),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], false};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

@@ -54,12 +54,9 @@ static int setup_loose(void *ctx)
 	return rc ? rc : op_settle(ctx, 0);
 }
 
-#define PAIR_SCENARIO(title, set_up, operations, fixture, nothing_ok)                            \
-	{                                                                                        \
-		.name = (title), .ctx = (fixture), .ops = (operations), .n_ops = 2,              \
-		.setup = (set_up), .recover = fixture_recover, .check = fixture_check,           \
-		.close = fixture_close, .probe = fixture_probe, .unchanged_ok = (nothing_ok)     \
-	}
+#define PAIR_SCENARIO(title, set_up, operations, fixture, nothing_ok)                \
+	FIXTURE_SCENARIO(title, set_up, operations, fixture, .is_switch = true, \
+			 .unchanged_ok = (nothing_ok))
 #define TRIM(title, operations) \
 	PAIR_SCENARIO(title, setup_empty_segments, operations, &pairs, true)
 #define SIZE(title, operations) \
@@ -79,11 +76,6 @@ int main(int argc, char **argv)
 		SIZE("link-grow", link_grow),
 		SIZE("move-link", move_link),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], true};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

@@ -49,14 +49,9 @@ int main(int argc, char **argv)
 		FIXTURE_SCENARIO("tx-random-0", fixture_setup_settled, random_ops[0], &roomy),
 		FIXTURE_SCENARIO("tx-random-1", fixture_setup_settled, random_ops[1], &roomy),
 	};
-	struct crash_entry entries[sizeof(scenarios) / sizeof(scenarios[0])];
-	size_t n = sizeof(scenarios) / sizeof(scenarios[0]);
 
-	crash_init(argc, argv);
 	for (unsigned i = 0; i < N_RANDOM * RANDOM_OPS; i++)
 		random_ops[i / RANDOM_OPS][i % RANDOM_OPS] = (struct crash_op){
 			"random", op_tx_random, i + 1, CRASH_CUSTOM, fixture_legal};
-	for (size_t i = 0; i < n; i++)
-		entries[i] = (struct crash_entry){&scenarios[i], false};
-	return crash_main(argc, argv, entries, n);
+	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }
