@@ -3,9 +3,9 @@
 """preservectl: list, show, dump, check, drop. Arguments: play, preservectl."""
 
 import os
+import pty
 import signal
 import subprocess
-import unittest
 
 import support
 from support import CTL, IN_USE, NO_STORE, OK, UNABLE, UNSOUND, USAGE, ToolTest
@@ -191,10 +191,78 @@ class Drop(ToolTest):
         self.assertEqual([d["name"] for d in done], ["one", "two"])
 
 
+class Handover(ToolTest):
+    """What can be told without a Live Update Orchestrator; the rest is tests/handover/ctl.scenario."""
+
+    def test_in_use(self):
+        self.play("make", "one", 10)
+        holder = self.hold("one")
+        result = self.ctl("prepare", "one", status=IN_USE)
+        self.assertIn(f"process {holder.pid} (play)", result.err)
+        self.release(holder)
+
+    def test_nothing_to_do(self):
+        self.play("make", "one", 10)
+        self.assertIn("not prepared", self.ctl("cancel", "one", status=OK).text)
+        self.assertIn("nothing to finish", self.ctl("finish", "--all", status=OK).text)
+        (done,) = self.ctl("cancel", "--json", "--all", status=OK).json
+        self.assertEqual((done["name"], done["state"]), ("one", "idle"))
+        self.play("verify", "one", 10)
+
+    def test_no_luo(self):
+        if os.path.exists("/dev/liveupdate"):
+            return  # the scenario has more to say
+        self.play("make", "one", 10)
+        self.assertIn("no /dev/liveupdate", self.ctl("prepare", "one", status=UNABLE).err)
+        self.assertIn("no /dev/liveupdate", self.ctl("finish", "nix", status=UNABLE).err)
+        self.play("verify", "one", 10)
+
+
+class Top(ToolTest):
+    def test_tables(self):
+        self.play("make", "one", 1000)
+        text = self.ctl("top", "-n", "2", "-d", "0.1", status=OK).text
+        self.assertEqual(len([line for line in text.splitlines() if line.startswith("one ")]), 2)
+        self.assertRegex(text, r"(?m)^one .* 1001 +\+0 +-$")
+        self.ctl("top", "--json", status=USAGE)
+        self.ctl("top", "-d", "0", status=USAGE)
+
+    def on_a_terminal(self, end):
+        """Start it on a terminal, wait for the second table, end it, return the output."""
+        master, slave = pty.openpty()
+        with subprocess.Popen([CTL, "top", "-r", self.dir, "-d", "0.1"], stdin=slave,
+                              stdout=slave, stderr=slave, close_fds=True) as process:
+            os.close(slave)
+            out = b""
+            while out.count(b"STORE") < 2:
+                out += os.read(master, 4096)
+            end(process, master)
+            while True:
+                try:
+                    more = os.read(master, 4096)
+                except OSError:
+                    break  # the other end is closed
+                if not more:
+                    break
+                out += more
+            self.assertEqual(process.wait(timeout=30), OK)
+        os.close(master)
+        self.assertIn(b"\x1b[?1049h", out)
+        self.assertIn(b"\x1b[?1049l", out)
+
+    def test_q(self):
+        self.on_a_terminal(lambda process, master: os.write(master, b"q"))
+
+    def test_sigint(self):
+        self.on_a_terminal(lambda process, master: process.send_signal(signal.SIGINT))
+
+
 class CommandLine(ToolTest):
     def test_help(self):
         for args in (["--help"], ["--version"], ["list", "--help"], ["show", "--help"],
-                     ["dump", "--help"], ["check", "--help"], ["drop", "--help"]):
+                     ["dump", "--help"], ["check", "--help"], ["drop", "--help"], ["save", "--help"],
+                     ["restore", "--help"], ["prepare", "--help"], ["cancel", "--help"],
+                     ["finish", "--help"], ["doctor", "--help"], ["top", "--help"]):
             done = subprocess.run([CTL, *args], stdout=subprocess.PIPE, check=False)
             self.assertEqual(done.returncode, OK, args)
             self.assertTrue(done.stdout, args)
@@ -202,7 +270,8 @@ class CommandLine(ToolTest):
     def test_wrong(self):
         for args in ([], ["nix"], ["show"], ["list", "one"], ["show", "a", "b"], ["show", "-x"],
                      ["check", "--fast", "--full", "a"], ["dump", "--roots", "--index", "a"],
-                     ["dump", "--json", "a"], ["drop", "a"]):
+                     ["dump", "--json", "a"], ["drop", "a"], ["prepare"], ["prepare", "--all", "a"],
+                     ["doctor", "a"], ["top", "a"]):
             done = subprocess.run([CTL, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, check=False)
             self.assertEqual(done.returncode, USAGE, args)

@@ -49,6 +49,11 @@ int ctl_check(int argc, char **argv);
 int ctl_drop(int argc, char **argv);
 int ctl_save(int argc, char **argv);
 int ctl_restore(int argc, char **argv);
+int ctl_prepare(int argc, char **argv);
+int ctl_cancel(int argc, char **argv);
+int ctl_finish(int argc, char **argv);
+int ctl_doctor(int argc, char **argv);
+int ctl_top(int argc, char **argv);
 
 /* ---- main.c ---- */
 

@@ -27,9 +27,14 @@ static const struct command {
 	{"show", "show a store: types, objects, bytes, segments, fragmentation", ctl_show},
 	{"dump", "print a store's index or its roots", ctl_dump},
 	{"check", "check a store; changes nothing", ctl_check},
+	{"prepare", "have stores kept across the next kexec", ctl_prepare},
+	{"cancel", "undo prepare", ctl_cancel},
+	{"finish", "take over stores that came through a kexec", ctl_finish},
 	{"drop", "drop a store for good", ctl_drop},
 	{"save", "save a store into an image file", ctl_save},
 	{"restore", "restore a store from an image file", ctl_restore},
+	{"doctor", "look whether this machine is fit for it", ctl_doctor},
+	{"top", "live view of all stores", ctl_top},
 };
 
 /* ---- messages ---- */
