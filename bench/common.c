@@ -48,6 +48,12 @@ void bench_pin(unsigned int index)
 		bench_die("sched_setaffinity to processor %u: %s", cpu, strerror(errno));
 }
 
+void bench_unpin(void)
+{
+	if (sched_setaffinity(0, sizeof(processors), &processors))
+		bench_die("sched_setaffinity: %s", strerror(errno));
+}
+
 void bench_rng_seed(struct bench_rng *rng, uint64_t which)
 {
 	uint64_t x = which + 1;

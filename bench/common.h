@@ -58,6 +58,8 @@ void bench_rng_seed(struct bench_rng *rng, uint64_t which);
 void bench_start(void);
 /** Run the calling thread on the index-th of those processors, modulo their number. */
 void bench_pin(unsigned int index);
+/** Let the calling thread, and those that it will start, run on any of them. */
+void bench_unpin(void);
 
 /** Memory that this process has taken: pages of its own, and pages of memfds and files in /dev/shm
  *  that it has mapped (Pss of smaps_rollup). Pages of programs and libraries do not count. */

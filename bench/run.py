@@ -16,11 +16,13 @@ import bench_alloc
 import bench_attach
 import bench_kv
 import bench_memory
+import bench_relocate
 import bench_tx
 import benchlib
 import report
 
-BENCHMARKS = {m.NAME: m for m in (bench_attach, bench_kv, bench_alloc, bench_tx, bench_memory)}
+BENCHMARKS = {m.NAME: m for m in (bench_attach, bench_kv, bench_alloc, bench_tx, bench_memory,
+                                  bench_relocate)}
 
 
 def describe():

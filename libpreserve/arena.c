@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -52,7 +53,6 @@
 #define BASE_LOW  0x110000000000ull
 #define BASE_HIGH 0x500000000000ull
 #endif
-#define BASE_ALIGN (1ull << 30)
 
 /*
  * A memfd that is not executable by its mode, and not by MFD_NOEXEC_SEAL: after a kexec the kernel
@@ -109,17 +109,23 @@ int pvi_arena_verify(int fd, const char *what, uint64_t min_bytes, uint64_t *byt
 
 bool pvi_arena_base_valid(uint64_t base, uint64_t window_bytes)
 {
-	return base % BASE_ALIGN == 0 && base >= BASE_ALIGN && window_bytes <= 1ull << 46 &&
+	return base % PVI_BASE_ALIGN == 0 && base >= PVI_BASE_ALIGN && window_bytes <= 1ull << 46 &&
 	       base + window_bytes <= 1ull << 47;
+}
+
+void pvi_arena_bounds(uint64_t *low, uint64_t *high)
+{
+	*low = BASE_LOW;
+	*high = BASE_HIGH;
 }
 
 uint64_t pvi_arena_base(const uint8_t uuid[16], uint64_t window_bytes, unsigned int attempt)
 {
 	uint64_t hash = XXH3_64bits_withSeed(uuid, 16, attempt);
 	uint64_t room = BASE_HIGH - BASE_LOW;
-	uint64_t places = room > window_bytes ? (room - window_bytes) / BASE_ALIGN : 1;
+	uint64_t places = room > window_bytes ? (room - window_bytes) / PVI_BASE_ALIGN : 1;
 
-	return BASE_LOW + hash % places * BASE_ALIGN;
+	return BASE_LOW + hash % places * PVI_BASE_ALIGN;
 }
 
 int pvi_arena_reserve(uint64_t base, uint64_t window_bytes)
@@ -129,18 +135,12 @@ int pvi_arena_reserve(uint64_t base, uint64_t window_bytes)
 #ifdef THREAD_SANITIZER
 	/* Its mmap() takes an address that it does not like for 0 and ends the process. */
 	if (base < BASE_LOW || base + window_bytes > BASE_HIGH)
-		return pvi_fail(-EADDRINUSE,
-				"the window at 0x%" PRIx64 " is not among the addresses that "
-				"ThreadSanitizer leaves to this process",
-				base);
+		return -EADDRINUSE;
 #endif
 	got = mmap(want, window_bytes, PROT_NONE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 	if (got == MAP_FAILED && errno == EEXIST)
-		return pvi_fail(-EADDRINUSE,
-				"the window at 0x%" PRIx64 " (%" PRIu64
-				" MiB) overlaps another mapping of this process",
-				base, window_bytes >> 20);
+		return -EADDRINUSE;
 	if (got == MAP_FAILED)
 		return pvi_fail(errno,
 				"cannot set aside a window of %" PRIu64 " MiB of addresses: %s (see "
@@ -148,10 +148,40 @@ int pvi_arena_reserve(uint64_t base, uint64_t window_bytes)
 				window_bytes >> 20, strerror(errno));
 	if (got != want) { /* a kernel before 4.17 takes the address as a hint */
 		munmap(got, window_bytes);
-		return pvi_fail(-EADDRINUSE, "the window at 0x%" PRIx64 " is not free", base);
+		return -EADDRINUSE;
 	}
 	madvise(got, window_bytes, MADV_DONTFORK);
 	return 0;
+}
+
+int pvi_arena_taken(uint64_t base, uint64_t window_bytes)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char line[512], owner[sizeof(line)] = "another mapping";
+	bool named = false;
+
+	/* The first range that has a name, else the first. */
+	while (maps && !named && fgets(line, sizeof(line), maps)) {
+		uint64_t from, to;
+		int at = 0;
+
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*s %*s %*s %*s %n", &from, &to, &at) < 2 || !at ||
+		    to <= base || from >= base + window_bytes)
+			continue;
+		line[strcspn(line, "\n")] = '\0';
+		named = line[at] != '\0';
+		if (named || strcmp(owner, "another mapping") == 0)
+			snprintf(owner, sizeof(owner), "0x%" PRIx64 "-0x%" PRIx64 " %.400s", from, to,
+				 named ? line + at : "(anonymous)");
+	}
+	if (maps)
+		fclose(maps);
+#ifdef THREAD_SANITIZER
+	if (base < BASE_LOW || base + window_bytes > BASE_HIGH)
+		strcpy(owner, "what ThreadSanitizer keeps for itself");
+#endif
+	return pvi_fail(-EADDRINUSE, "the window at 0x%" PRIx64 " (%" PRIu64 " MiB) overlaps %s of this process",
+			base, window_bytes >> 20, owner);
 }
 
 void pvi_arena_release(uint64_t base, uint64_t window_bytes)

@@ -3,9 +3,9 @@
  * Attaching a store that somebody kept.
  *
  * Check the index; take the lock; read the index; if what is kept has changed since the fetch, begin
- * again; set the window aside; check and map every segment; only then change anything: redo the lanes,
- * start a new epoch, drop what the index does not name. Whatever is refused before that leaves the
- * image as it was.
+ * again; set the window aside, at the recorded base if it is free; check and map every segment; only then
+ * change anything: redo the lanes, start a new epoch, move the pointers if the base is another one, drop
+ * what the index does not name. Whatever is refused before that leaves the image as it was.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -22,14 +22,6 @@ uint64_t pvi_attach_now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
-}
-
-int pvi_attach_reserve(struct pv_store *s)
-{
-	int err = pvi_arena_reserve(s->index.base, s->index.window_bytes);
-
-	s->window_reserved = err == 0;
-	return err;
 }
 
 struct pvi_fd *pvi_attach_fd(struct pvi_fd *fds, unsigned int n, uint64_t token)
@@ -78,7 +70,7 @@ static int attach_index(struct pv_store *s, const char *name, struct pvi_fd *fd)
 
 static int map_all(struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 {
-	int err = pvi_attach_reserve(s);
+	int err = pvi_window_attach(s);
 
 	if (!err)
 		err = pvi_store_geometry(s);
@@ -129,11 +121,13 @@ static int recover(struct pv_store *s)
 			return err;
 	}
 	s->index.epoch++;
+	pvi_relocate_begin(s);
 	pvi_lock_note_writer(s);
 	err = pvi_index_stage(&s->index, 0, &generation);
-	if (!err)
-		pvi_index_commit(&s->index, generation);
-	return err;
+	if (err)
+		return err;
+	pvi_index_commit(&s->index, generation);
+	return s->index.nmoving ? pvi_relocate_run(s) : 0;
 }
 
 /* Every descriptor is attached: the session that they came from is not needed any more. */
@@ -190,7 +184,7 @@ int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigne
 	for (unsigned int i = 0; i < n; i++) /* descriptors still here are not in the index */
 		if (fds[i].fd >= 0)
 			s->handover->ops->drop(s->handover, fds[i].token);
-	s->origin = PV_ORIGIN_REATTACHED;
+	s->origin = s->relocated_from ? PV_ORIGIN_RELOCATED : PV_ORIGIN_REATTACHED;
 	return s->from_kexec ? finish(s) : 0;
 }
 

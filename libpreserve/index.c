@@ -85,6 +85,19 @@ static void write_roots(const struct pvi_index *idx, void *fdt, int *err)
 	pvi_fdt_end_node(fdt, err);
 }
 
+/* Absent if no relocation is under way, as nearly always. */
+static void write_moving(const struct pvi_index *idx, void *fdt, int *err)
+{
+	fdt64_t cells[PVI_MOVING_MAX];
+
+	for (uint32_t i = 0; i < idx->nmoving; i++)
+		cells[i] = cpu_to_fdt64(idx->moving[i]);
+	if (idx->nmoving)
+		pvi_fdt_put_bytes(fdt, err, "moving-from", cells, idx->nmoving * sizeof(*cells));
+	if (idx->moving_back)
+		pvi_fdt_put_bytes(fdt, err, "moving-back", "", 0);
+}
+
 /* Build the tree in buf; a negative libfdt error or 0. */
 static int build(const struct pvi_index *idx, uint64_t generation, void *buf, uint32_t room)
 {
@@ -98,6 +111,7 @@ static int build(const struct pvi_index *idx, uint64_t generation, void *buf, ui
 	pvi_fdt_put_string(buf, &err, "store", idx->name);
 	pvi_fdt_put_bytes(buf, &err, "uuid", idx->uuid, 16);
 	pvi_fdt_put_u64(buf, &err, "base", idx->base);
+	write_moving(idx, buf, &err);
 	pvi_fdt_put_u64(buf, &err, "window-bytes", idx->window_bytes);
 	pvi_fdt_put_u64(buf, &err, "granule-bytes", idx->granule_bytes);
 	pvi_fdt_put_u64(buf, &err, "page-bytes", idx->page_bytes);
@@ -194,6 +208,31 @@ static bool power_of_two(uint64_t v)
 	return v && (v & (v - 1)) == 0;
 }
 
+/* Windows that pointers may lead into: none may overlap another, or a pointer would not say by itself
+ * whether it was moved. */
+static void read_moving(struct pvi_index *idx, struct pvi_fdt_node *n)
+{
+	uint32_t len = 0, count, unused;
+	const fdt64_t *cells = pvi_fdt_get(n, "moving-from", &len);
+
+	count = len / 8;
+	idx->moving_back = pvi_fdt_get(n, "moving-back", &unused) != NULL;
+	if (!cells)
+		return;
+	if (len % 8 || count == 0 || count > PVI_MOVING_MAX) {
+		pvi_fdt_fault(n, "moving-from", "is not one to four addresses");
+		return;
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t base = fdt64_ld(&cells[i]);
+
+		if (base == idx->base || !pvi_arena_base_valid(base, idx->window_bytes) ||
+		    !pvi_window_apart(idx, base))
+			pvi_fdt_fault(n, "moving-from", "has an address where no window may lie");
+		idx->moving[idx->nmoving++] = base;
+	}
+}
+
 static int read_store(struct pvi_index *idx, const void *fdt, uint64_t generation,
 		      const struct index_rec *rec)
 {
@@ -228,6 +267,8 @@ static int read_store(struct pvi_index *idx, const void *fdt, uint64_t generatio
 		pvi_fdt_fault(&n, "page-bytes", "is neither 4096 nor 16384");
 	if (!pvi_arena_base_valid(idx->base, idx->window_bytes))
 		pvi_fdt_fault(&n, "base", "is not an address where a window may lie");
+	if (!n.fault[0])
+		read_moving(idx, &n);
 	if (idx->nlanes == 0 || idx->nlanes > 65536)
 		pvi_fdt_fault(&n, "lanes", "is out of range");
 	return pvi_fdt_check(&n);

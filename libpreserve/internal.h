@@ -19,8 +19,12 @@ int pvi_arena_verify(int fd, const char *what, uint64_t min_bytes, uint64_t *byt
 uint64_t pvi_arena_base(const uint8_t uuid[16], uint64_t window_bytes, unsigned int attempt);
 /** Could a window of this size begin here, in this build? */
 bool pvi_arena_base_valid(uint64_t base, uint64_t window_bytes);
-/** Set the window aside; -EADDRINUSE if something is there. */
+/** Where windows are put unless somebody says otherwise. */
+void pvi_arena_bounds(uint64_t *low, uint64_t *high);
+/** Set the window aside; -EADDRINUSE, without a message, if something is there. */
 int pvi_arena_reserve(uint64_t base, uint64_t window_bytes);
+/** Returns -EADDRINUSE with a message that says what is there. */
+int pvi_arena_taken(uint64_t base, uint64_t window_bytes);
 void pvi_arena_release(uint64_t base, uint64_t window_bytes);
 /** Map a memfd into the window. */
 int pvi_arena_map(void *addr, uint64_t bytes, int fd, bool readonly);
@@ -569,6 +573,27 @@ int pvi_segment_grow(struct pv_store *s, uint32_t npages);
 /** The most for which pvi_segment_grow() would find limit, window and index large enough. heap_lock. */
 uint32_t pvi_segment_growth_pages(struct pv_store *s);
 
+/* ---- window.c: where it goes ---- */
+
+/** Set the window of a new store aside: s->index.base, s->base. */
+int pvi_window_create(struct pv_store *s);
+/** Set the window of s->index aside, at the recorded base or elsewhere: s->base. */
+int pvi_window_attach(struct pv_store *s);
+/** Is a window at this base the recorded one or one of those that pointers may lead into while the store is
+ *  being relocated, or apart from all of them? */
+bool pvi_window_apart(const struct pvi_index *idx, uint64_t base);
+
+/* ---- relocate.c ---- */
+
+/** The store is mapped at s->base: let the index (of which the caller puts the next one in force) say that
+ *  its pointers are moved there, if they count from somewhere else. */
+void pvi_relocate_begin(struct pv_store *s);
+/** Move them, if the index in force says so. -EFAULT, -EBADMSG: refused and moved back. */
+int pvi_relocate_run(struct pv_store *s);
+/** How far from the start of the window is the address that a pointer in the store has? UINT64_MAX: it is in
+ *  no window that pointers may lead into. */
+uint64_t pvi_relocate_off(const struct pv_store *s, uint64_t address);
+
 /* ---- attach.c ---- */
 
 struct pvi_fd;
@@ -576,15 +601,13 @@ struct pvi_fd;
 /** Attach the store of these descriptors; the ones that it takes have fd -1 afterwards. *again: what is
  *  kept has changed, fetch once more, nothing was done. */
 int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n, bool *again);
-/** Set the window of s->index aside. */
-int pvi_attach_reserve(struct pv_store *s);
 /** The descriptor of a token, or NULL. */
 struct pvi_fd *pvi_attach_fd(struct pvi_fd *fds, unsigned int n, uint64_t token);
 uint64_t pvi_attach_now_ns(void);
 
 /* ---- store.c ---- */
 
-/** What follows from s->index: base, sizes, and empty tables. */
+/** What follows from s->index: sizes, and empty tables. */
 int pvi_store_geometry(struct pv_store *s);
 
 /** The segment that an offset lies in, or NULL. Its last granule may be longer than the segment. */

@@ -25,7 +25,6 @@
 #define SEGMENT_BYTES_DEFAULT (64ull << 20)
 #define LANES_DEFAULT	      256u
 #define LARGE_PAGE	      16384u
-#define BASE_ATTEMPTS	      64u
 #define FETCH_ATTEMPTS	      16u
 #define GRANULES_SHIFT	      20 /* a window has at most 2^20 granules, see pv_store.segment_of */
 /* TSan leaves little room for windows, see arena.c. */
@@ -49,6 +48,29 @@ const char *pv_version(void)
 static bool power_of_two(uint64_t v)
 {
 	return v && (v & (v - 1)) == 0;
+}
+
+static int take_relocation(struct pv_options *o)
+{
+	const char *env = secure_getenv("PV_RELOCATE");
+
+	if (o->relocate > PV_RELOCATE_ALWAYS)
+		return pvi_fail(-EINVAL, "pv_options.relocate %u is unknown", o->relocate);
+	if (o->dangling > PV_DANGLING_NULL)
+		return pvi_fail(-EINVAL, "pv_options.dangling %u is unknown", o->dangling);
+	if (o->threads > PVI_RELOCATE_THREADS)
+		return pvi_fail(-EINVAL, "pv_options.threads %u is more than %u", o->threads,
+				PVI_RELOCATE_THREADS);
+	if (o->relocate != PV_RELOCATE_AUTO || o->base || !env || !*env)
+		return 0;
+	if (strcmp(env, "always") == 0)
+		o->relocate = PV_RELOCATE_ALWAYS;
+	else if (strcmp(env, "never") == 0)
+		o->relocate = PV_RELOCATE_NEVER;
+	else if (strcmp(env, "auto") != 0)
+		return pvi_fail(-EINVAL, "PV_RELOCATE=%s in the environment is none of auto, always, never",
+				env);
+	return 0;
 }
 
 static int take_options(struct pv_options *o, const struct pv_options *opts)
@@ -96,9 +118,9 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 				o->page_bytes);
 	if (o->lanes > 65536)
 		return pvi_fail(-EINVAL, "pv_options.lanes %u is more than 65536", o->lanes);
-	if (o->reserved)
+	if (o->reserved || o->reserved2)
 		return pvi_fail(-EINVAL, "pv_options.reserved is not 0");
-	return 0;
+	return take_relocation(o);
 }
 
 /* ---- a handle ---- */
@@ -110,8 +132,6 @@ static size_t pages_bytes(const struct pv_store *s)
 
 int pvi_store_geometry(struct pv_store *s)
 {
-	s->base = s->index.base;
-	s->window_bytes = s->index.window_bytes;
 	s->granule_shift = (uint32_t) __builtin_ctzll(s->index.granule_bytes);
 	s->page_shift = (uint32_t) __builtin_ctzll(s->index.page_bytes);
 	s->nlanes = s->index.nlanes;
@@ -178,15 +198,9 @@ static int create_index(struct pv_store *s, const char *name, const struct pv_op
 	s->index.page_bytes = o->page_bytes;
 	s->index.nlanes = o->lanes;
 	s->index.epoch = 1;
-	for (unsigned int i = 0; i < BASE_ATTEMPTS; i++) {
-		s->index.base = pvi_arena_base(uuid, o->window_bytes, i);
-		err = pvi_attach_reserve(s);
-		if (err != -EADDRINUSE)
-			break;
-	}
-	if (err)
-		return err;
-	err = pvi_store_geometry(s);
+	err = pvi_window_create(s);
+	if (!err)
+		err = pvi_store_geometry(s);
 	if (err)
 		return err;
 	snprintf(memfd_name, sizeof(memfd_name), "pv:%s:index", name);
@@ -425,6 +439,11 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 		.from_kexec = s->from_kexec,
 		.lanes = s->nlanes,
 		.base = s->base,
+		.relocated_from = s->relocated_from,
+		.relocated_pointers = s->relocated_pointers,
+		.relocated_bytes = s->relocated_bytes,
+		.relocated_ns = s->relocated_ns,
+		.dangling = s->dangling,
 		.window_bytes = s->window_bytes,
 		.page_bytes = 1ull << s->page_shift,
 		.attach_ns = s->attach_ns,
@@ -442,6 +461,7 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 	out->epoch = s->index.epoch;
 	out->generation = pvi_index_current(s);
 	out->mended = s->index.mended;
+	out->recorded_base = s->index.base;
 	memcpy(out->uuid, s->index.uuid, 16);
 	pthread_mutex_unlock(&s->index_lock);
 	/* Whoever looks must not wait for a prepare, or for a holder that hangs. */

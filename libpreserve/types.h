@@ -46,10 +46,13 @@
 #define PVI_SEGMENTS_MAX   2048u
 #define PVI_PAGES_MAX	   (1u << 28) /* in a segment */
 #define PVI_HUGE_BYTES	   (2ull << 20)
+#define PVI_BASE_ALIGN	   (1ull << 30) /* of windows */
 #define PVI_STORES_MAX	   32u /* open in one process at a time */
 #define PVI_NAME_MAX	   48u
 #define PVI_ROOTS_MAX	   4096u
+#define PVI_MOVING_MAX	   4u /* bases whose windows may occur in pointers, beside the recorded one */
 #define PVI_INDEX_SLACK	   256u /* left free: the next attach may write longer version strings */
+#define PVI_RELOCATE_THREADS 64u
 #define PVI_MAGAZINE_SLOTS 128u
 #define PVI_SHARDS	   8u /* of a depot, and of a bin's slabs */
 #define PVI_BATCH_SLOTS	   64u /* half a magazine */
@@ -277,7 +280,10 @@ struct pvi_index {
 	uint64_t bytes; /* of the memfd, when it was read */
 	uint64_t generation; /* that was read, or put in force last */
 	uint32_t mended;     /* PV_MENDED_*: what of the memfd was damaged when it was read */
-	uint64_t base;
+	uint64_t base; /* what pointers in the store count from; pv_store.base is where it is mapped */
+	uint64_t moving[PVI_MOVING_MAX]; /* while relocating: bases that they may still count from */
+	uint32_t nmoving;
+	bool moving_back; /* a relocation that was refused is being undone */
 	uint64_t window_bytes;
 	uint64_t granule_bytes;
 	uint64_t page_bytes;
@@ -350,6 +356,12 @@ struct pv_store {
 	pthread_mutex_t handover_lock;
 	struct pvi_handover *handover;
 
+	uint64_t found_base; /* that the index named when it was attached */
+	uint64_t relocated_from;
+	uint64_t relocated_ns;
+	uint64_t relocated_pointers;
+	uint64_t relocated_bytes;
+	uint64_t dangling;
 	enum pv_origin origin;
 	bool from_kexec;
 	bool window_reserved;

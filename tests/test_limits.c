@@ -180,26 +180,28 @@ static void address_space_limited(void **state)
 static void base_taken(void **state)
 {
 	struct keeper *k = *state, copy;
+	struct pv_options o = small_options(k);
 	struct pv_store *s = store_create(k, NULL), *t;
 	struct pv_info info = store_info(s);
 	char says[40];
 	void *p;
 
+	o.relocate = PV_RELOCATE_NEVER;
 	store_root(s)->value = 9;
 	/* A copy of a store that is open here wants the same addresses. */
 	keeper_init(&copy);
 	keeper_copy(&copy, k);
 	snprintf(says, sizeof(says), "0x%llx", (unsigned long long)info.base);
-	assert_fails(store_try(&copy, NULL, 0, &t), -EADDRINUSE, says);
+	assert_fails(store_try(&copy, &o, 0, &t), -EADDRINUSE, says);
 	store_sound(s);
 	assert_ok(pv_close(s));
 	/* A single page in the middle is enough. */
 	p = mmap((void *)(uintptr_t)(info.base + info.window_bytes / 2), 4096, PROT_READ,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	assert_ptr_not_equal(p, MAP_FAILED);
-	assert_fails(store_try(k, NULL, 0, &s), -EADDRINUSE, says);
+	assert_fails(store_try(k, &o, 0, &s), -EADDRINUSE, says);
 	assert_int_equal(munmap(p, 4096), 0);
-	s = store_attach(k, NULL);
+	s = store_attach(k, &o);
 	assert_int_equal(store_info(s).epoch, 2);
 	assert_int_equal(store_root(s)->value, 9);
 	assert_ok(pv_close(s));

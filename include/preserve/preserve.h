@@ -14,7 +14,9 @@
  *    not at all. The same holds for every other call that changes a store.
  *  - Memory that was reserved but never published is free again after a crash, without a walk of
  *    the heap: attaching costs O(segments + lanes), not O(objects).
- *  - A pointer into the store stays valid for as long as the store lives at its recorded base.
+ *  - A pointer into the store stays valid for as long as the store lives at its recorded base. Where
+ *    that is taken, the store is mapped elsewhere, and the pointer fields that types declare are moved
+ *    with it, see pv_options.relocate.
  *
  * CAVEATS
  *  - Power loss, a panic and a reboot that is not a prepared kexec lose memory, and so the store.
@@ -35,7 +37,9 @@
  *    -EPROTONOSUPPORT  the image was written by an incompatible version of the format
  *    -ENXIO          the set is incomplete: a descriptor that the index names is missing
  *    -EMEDIUMTYPE    a type's layout differs from the one recorded in the store
- *    -EADDRINUSE     the window's addresses are taken by something else in this process
+ *    -EADDRINUSE     the window's addresses are taken by something else in this process, which the
+ *                    message names, and relocation is forbidden or finds no other place
+ *    -EFAULT         relocation found a pointer that leads nowhere in the store
  *    -EBUSY          another process has the store open, or has made another one of its name; or
  *                    the liveupdate device is in use
  *    -ENOSPC         the store's limit is reached, or the index or a lane is full
@@ -103,6 +107,19 @@ enum pv_keep {
 	PV_KEEP_DROP = 2, /* the descriptor of this token is no longer part of the store; fd is -1 */
 };
 
+/** pv_options.relocate: may an existing store be mapped elsewhere than at its recorded base? */
+enum pv_relocate {
+	PV_RELOCATE_AUTO = 0,	/* if the recorded base is taken */
+	PV_RELOCATE_NEVER = 1,	/* -EADDRINUSE then */
+	PV_RELOCATE_ALWAYS = 2, /* even if the recorded base is free: for tests */
+};
+
+/** pv_options.dangling: what becomes of a pointer that relocation finds to lead nowhere in the store? */
+enum pv_dangling {
+	PV_DANGLING_REFUSE = 0, /* pv_open() fails with -EFAULT, the store stays at its recorded base */
+	PV_DANGLING_NULL = 1,	/* it is made null (tag bits stay), told and counted */
+};
+
 /**
  * Options of pv_open(). Zero means default for every field; set `size` to sizeof(struct
  * pv_options). A larger struct with an unknown non-zero tail is refused with -EINVAL.
@@ -132,20 +149,52 @@ struct pv_options {
 	   index says so (join) and after (leave). A negative return fails the growth. May be NULL. */
 	int (*keep)(void *ctx, enum pv_keep what, uint64_t token, int fd);
 	void *keep_ctx;
+	/*
+	 * Relocation. An existing store is mapped where it was, at its recorded base. If those addresses
+	 * are taken in this process, it is mapped elsewhere, and every pointer field of every live object
+	 * (as its type declares them) is changed by the distance; from then on that is the recorded base.
+	 * Takes time in proportion to the memory of types that have pointers. A crash on the way costs
+	 * nothing: the next pv_open() goes on, at this base or at yet another one.
+	 *
+	 * A pointer must be null or lead into a segment of the store. Whether it leads to a live object
+	 * is not looked at (pv_check() does). If it does not, that is told as `dangling` says; with
+	 * PV_DANGLING_REFUSE everything is moved back before pv_open() fails.
+	 *
+	 * With PV_RDONLY nothing is moved: pv_address() then leads from a pointer in the store to where
+	 * it is.
+	 */
+	uint32_t relocate; /* enum pv_relocate. With AUTO, PV_RELOCATE=always or =never in the
+			      environment (not of a set-user-ID program) decides */
+	uint32_t dangling; /* enum pv_dangling */
+	/* Where the window is to lie, for a new store and for one that exists (which is relocated if it
+	   was elsewhere): a multiple of 1 GiB. 0: where it was, or where it is free. The window may be
+	   the recorded one, but not overlap it. */
+	uint64_t base;
+	uint32_t threads; /* that relocate; at most 64; default the number of processors */
+	uint32_t reserved2; /* 0 */
+	/* Told from the calling thread, now and then, what is being done ("relocate"), how many bytes of
+	   how many. May be NULL. */
+	void (*progress)(void *ctx, const char *what, uint64_t done_bytes, uint64_t total_bytes);
+	/* Told of each dangling pointer, one line with type, object and field; from any thread, one at a
+	   time. With PV_DANGLING_REFUSE only of the first. May be NULL. */
+	void (*tell)(void *ctx, const char *line);
+	void *tell_ctx; /* of both */
 };
 
 /**
  * Open the store `name` (1..48 bytes of [A-Za-z0-9._-]), or create it with PV_CREATE.
  *
  * Fetches the descriptors from the handover backend, checks them, maps the window at its recorded
- * base, redoes or drops what a crash interrupted, and starts a new epoch. O(segments + lanes).
+ * base, redoes or drops what a crash interrupted, and starts a new epoch. O(segments + lanes), unless
+ * the store has to be relocated, see struct pv_options.
  * After a kexec (`luo`) it also retrieves and finishes the session.
  *
  * `opts` may be NULL (all defaults, no PV_CREATE). *out is owned by the caller: pv_close().
  *
  * Errors: -EINVAL name or options; -ENOENT no store and no PV_CREATE; -EEXIST; -EBUSY another
  * writer (named by pid); -EBADMSG, -EPROTONOSUPPORT, -ENXIO image refused and left untouched;
- * -EADDRINUSE; -ENOMEM (address space: see window_bytes and RLIMIT_AS); -ENODEV, -EACCES backend.
+ * -EADDRINUSE; -EFAULT a dangling pointer while relocating, everything moved back; -ENOMEM (address
+ * space: see window_bytes and RLIMIT_AS); -ENODEV, -EACCES backend.
  * A crash in here leaves a store that can be opened, or, while creating, none.
  * Any thread.
  */
@@ -184,6 +233,7 @@ struct pv_info {
 	uint32_t segments;
 	uint32_t lanes;
 	uint64_t base;            /* address of the window */
+	uint64_t recorded_base;   /* what pointers in the store count from: the same, unless PV_RDONLY */
 	uint64_t window_bytes;
 	uint64_t bytes;           /* sum of the memfds' sizes */
 	uint64_t page_bytes;
@@ -194,6 +244,11 @@ struct pv_info {
 	uint64_t fetch_ns;        /* the share of attach_ns that went to the handover backend: start
 				     or find the holder, retrieve and finish a session */
 	uint64_t recovered;       /* intents that were redone by pv_open() */
+	uint64_t relocated_from;  /* origin RELOCATED: the base before; and what it took: */
+	uint64_t relocated_pointers; /* pointers that were moved */
+	uint64_t relocated_bytes; /* slabs and extents of types with pointers that have live objects */
+	uint64_t relocated_ns;
+	uint64_t dangling;        /* pointers that were made null (PV_DANGLING_NULL) */
 	uint8_t uuid[16];
 	uint32_t mended;	  /* PV_MENDED_*: what pv_open() found damaged of the index */
 };
@@ -204,6 +259,13 @@ struct pv_info {
 
 /** Fill *out. Any thread. Returns 0. */
 int pv_info_get(struct pv_store *store, struct pv_info *out);
+
+/**
+ * Where is what a pointer in the store leads to? The pointer itself, unless the store was opened with
+ * PV_RDONLY and is mapped elsewhere than at its recorded base, or its relocation was interrupted.
+ * NULL: nowhere, or it is null. `pointer` is without tag bits. Any thread.
+ */
+const void *pv_address(struct pv_store *store, const void *pointer);
 
 /**
  * Message of the calling thread's last failed call: names and numbers, one line, no newline. Never

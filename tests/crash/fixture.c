@@ -64,6 +64,8 @@ int fixture_open(struct fixture *f, uint32_t flags)
 		.lanes = f->lanes ? f->lanes : 4,
 		.page_bytes = 4096,
 		.limit_bytes = f->limit_bytes,
+		.relocate = f->relocate,
+		.dangling = f->dangling,
 		.fds = fds,
 		.keep = keep,
 		.keep_ctx = f,
@@ -327,7 +329,11 @@ int fixture_recover(void *ctx, const struct crash_image *image)
 		if (f->kept[token] < 0)
 			return -errno;
 	}
+	f->relocate = image->flags & CRASH_OTHER_BASE ? PV_RELOCATE_ALWAYS : PV_RELOCATE_AUTO;
 	rc = fixture_open(f, 0);
+	f->relocate = PV_RELOCATE_AUTO;
+	if (rc && rc == f->refused)
+		rc = fixture_open(f, 0);
 	if (rc == 0 && kept(f) != named(f)) {
 		crash_note("%u descriptors are kept, the index names %u", kept(f), named(f));
 		return -EUCLEAN;

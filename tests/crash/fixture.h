@@ -32,6 +32,9 @@ struct fixture {
 	uint32_t lanes; /* default 4 */
 	bool retires;	/* a flavour of RCU is chosen: takes a lane */
 	uint32_t flags; /* of every pv_open(), beside others */
+	uint32_t relocate; /* of the next pv_open(): enum pv_relocate */
+	uint32_t dangling;
+	int refused; /* what a relocation fails with; then the next attach is made without one */
 	void *retired;	/* what op_retire_replace() retired last */
 
 	struct pv_store *store;
@@ -152,6 +155,7 @@ int op_root(void *ctx, uintptr_t number); /* create a new root */
 int op_create(void *ctx, uintptr_t flags);
 int op_reopen(void *ctx, uintptr_t unused);
 int op_settle(void *ctx, uintptr_t unused); /* op_reopen() twice */
+int op_reattach(void *ctx, uintptr_t relocate); /* enum pv_relocate; neither types nor table are looked for */
 int op_destroy(void *ctx, uintptr_t unused);
 /* A bit of the index is wrong, and it is attached: where in it, in words; or in the slot in force. */
 int op_reopen_damaged(void *ctx, uintptr_t word);

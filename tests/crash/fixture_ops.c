@@ -298,6 +298,18 @@ int op_reopen(void *ctx, uintptr_t unused)
 	return rc ? rc : fixture_table(f);
 }
 
+int op_reattach(void *ctx, uintptr_t relocate)
+{
+	struct fixture *f = ctx;
+	int rc;
+
+	pv_close(f->store);
+	f->relocate = (uint32_t)relocate;
+	rc = fixture_open(f, 0);
+	f->relocate = PV_RELOCATE_AUTO;
+	return rc;
+}
+
 int op_reopen_damaged(void *ctx, uintptr_t word)
 {
 	struct fixture *f = ctx;
