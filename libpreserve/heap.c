@@ -156,7 +156,7 @@ int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t a
 
 static inline void *take_slot(struct pvi_thread *t, struct pvi_magazine *m)
 {
-	const struct pvi_held *held = m->top - 1;
+	struct pvi_held *held = m->top - 1;
 	/* Atomic, so that the compiler does not make one load of 16 bytes of the two: those of a slot
 	 * that was freed just now are in the store buffer, as two stores, and a load that wants bytes
 	 * of both waits until they have left it. (replace-64: 40 -> 60 million a second.) */
