@@ -178,7 +178,7 @@ static int check_request(struct pv_store *s, pv_type_t type, size_t bytes)
 	if (!bytes)
 		return pvi_fail(-EINVAL, "an object of 0 bytes");
 	pthread_mutex_lock(&s->heap_lock);
-	if (type == 0 || type > s->index.ntypes)
+	if (type == 0 || type > s->index.ntypes || s->index.types[type].state == PVI_TYPE_FORMER)
 		err = pvi_fail(-EINVAL, "type %u is not registered", type);
 	else if (s->index.types[type].bytes && bytes < s->index.types[type].bytes)
 		err = pvi_fail(-EINVAL, "%zu bytes are too few for type %s of %u", bytes,

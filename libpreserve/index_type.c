@@ -14,6 +14,9 @@
 #include "internal.h"
 #include "typemap.h"
 
+/* By enum pvi_type_state; the first is not written. */
+static const char *const states[] = {"used", "draft", "former"};
+
 /* ---- writing ---- */
 
 static void write_map(const struct pvi_type *t, void *fdt, int *err)
@@ -61,6 +64,8 @@ void pvi_index_write_types(const struct pvi_index *idx, void *fdt, int *err)
 
 		pvi_fdt_begin_node(fdt, err, "type", i);
 		pvi_fdt_put_string(fdt, err, "label", t->name);
+		if (t->state != PVI_TYPE_USED)
+			pvi_fdt_put_string(fdt, err, "state", states[t->state]);
 		pvi_fdt_put_u32(fdt, err, "version", t->version);
 		pvi_fdt_put_u32(fdt, err, "bytes", t->bytes);
 		if (t->flags)
@@ -164,6 +169,19 @@ static int read_map(struct pvi_fdt_node *n, struct pvi_type *t)
 	return err;
 }
 
+static void read_state(struct pvi_fdt_node *n, struct pvi_type *t)
+{
+	uint32_t bytes;
+	const char *state = pvi_fdt_get(n, "state", &bytes);
+
+	if (!state)
+		return;
+	for (t->state = PVI_TYPE_DRAFT; t->state <= PVI_TYPE_FORMER; t->state++)
+		if (bytes == strlen(states[t->state]) + 1 && !memcmp(state, states[t->state], bytes))
+			return;
+	pvi_fdt_fault(n, "state", "is neither \"draft\" nor \"former\"");
+}
+
 static int read_type(struct pvi_fdt_node *n, struct pvi_type *t)
 {
 	uint64_t fingerprint;
@@ -172,6 +190,7 @@ static int read_type(struct pvi_fdt_node *n, struct pvi_type *t)
 	int err;
 
 	pvi_fdt_get_name(n, "label", t->name);
+	read_state(n, t);
 	t->version = pvi_fdt_get_u32(n, "version");
 	t->bytes = pvi_fdt_get_u32(n, "bytes");
 	t->flags = pvi_fdt_get(n, "flags", &bytes) ? pvi_fdt_get_u32(n, "flags") : 0;

@@ -127,6 +127,13 @@ void pvi_index_write_types(const struct pvi_index *idx, void *fdt, int *err);
 /** Read and check them. What was read before an error is the caller's to free, by pvi_index_free(). */
 int pvi_index_read_types(struct pvi_index *idx, const void *fdt);
 
+/* ---- type.c ---- */
+
+/** Number of the type in use that has this name; 0: none. */
+uint32_t pvi_type_find(const struct pv_store *s, const char *name);
+/** -EMEDIUMTYPE, with both layouts; nupgrades: functions there are, none of which leads there. */
+int pvi_type_differs(const struct pvi_type *have, const struct pvi_type *want, uint32_t nupgrades);
+
 /* ---- lock.c: one writer ---- */
 
 /** Lock the index of s->index.fd; -EBUSY names the process that has it. */

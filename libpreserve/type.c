@@ -11,6 +11,7 @@
 
 #include "internal.h"
 #include "typemap.h"
+#include "upgrade.h"
 
 static void lock(struct pv_store *s)
 {
@@ -24,13 +25,28 @@ static void unlock(struct pv_store *s)
 	pthread_mutex_unlock(&s->heap_lock);
 }
 
-static int type_differs(const struct pvi_type *have, const struct pvi_type *want)
+int pvi_type_differs(const struct pvi_type *have, const struct pvi_type *want, uint32_t nupgrades)
 {
 	char a[800], b[800];
 
 	pvi_typemap_describe(have, a, sizeof(a));
 	pvi_typemap_describe(want, b, sizeof(b));
-	return pvi_fail(-EMEDIUMTYPE, "type %s: the store has %s; the program has %s", have->name, a, b);
+	if (have->version == want->version)
+		return pvi_fail(-EMEDIUMTYPE,
+				"type %s: the store has %s; the program has %s: another layout needs another "
+				"version",
+				have->name, a, b);
+	return pvi_fail(-EMEDIUMTYPE, "type %s: the store has %s; the program has %s%s", have->name, a, b,
+			nupgrades ? ", and no upgrades that lead there" : "");
+}
+
+uint32_t pvi_type_find(const struct pv_store *s, const char *name)
+{
+	for (uint32_t i = 1; i <= s->index.ntypes; i++)
+		if (s->index.types[i].state == PVI_TYPE_USED &&
+		    strcmp(s->index.types[i].name, name) == 0)
+			return i;
+	return 0;
 }
 
 /* *made becomes the index's on success. A crash leaves the index with it or the one without. */
@@ -57,25 +73,29 @@ static int type_add(struct pv_store *s, const struct pvi_type *made)
 int pv_type_register(struct pv_store *s, const struct pv_typedef *def, pv_type_t *out)
 {
 	struct pvi_type made;
-	bool added = false;
+	bool added = false, differs = false;
 	int err = pvi_typemap_flatten(def, &made);
 	uint32_t i;
 
 	if (err)
 		return err;
+	err = pvi_upgrade_check(def);
 	lock(s);
-	for (i = 1; i <= s->index.ntypes; i++)
-		if (strcmp(s->index.types[i].name, def->name) == 0)
-			break;
-	if (i > s->index.ntypes) {
+	i = pvi_type_find(s, def->name);
+	if (!err && !i) {
 		err = type_add(s, &made);
+		i = s->index.ntypes;
 		added = !err;
-	} else if (s->index.types[i].fingerprint != made.fingerprint) {
-		err = type_differs(&s->index.types[i], &made);
+	} else if (!err && s->index.types[i].fingerprint != made.fingerprint) {
+		differs = true;
+		if (!def->nupgrades)
+			err = pvi_type_differs(&s->index.types[i], &made, 0);
 	}
 	unlock(s);
 	if (!added)
 		pvi_typemap_free(&made);
+	if (differs && !err)
+		return pv_types_register(s, &def, 1, NULL, NULL, out);
 	if (!err)
 		*out = i;
 	return err;

@@ -236,8 +236,16 @@ struct pvi_thread {
 
 struct pvi_field;
 
+/** What a number in the list of types stands for. */
+enum pvi_type_state {
+	PVI_TYPE_USED = 0,
+	PVI_TYPE_DRAFT,	 /* a new layout, until its upgrade is committed; objects are reserved at most */
+	PVI_TYPE_FORMER, /* a layout from which all objects were upgraded; there are none */
+};
+
 struct pvi_type {
 	char name[PVI_NAME_MAX + 1];
+	uint8_t state; /* enum pvi_type_state: only those in use are found by name */
 	uint32_t version;
 	uint32_t bytes;
 	uint32_t flags;	    /* PV_TYPE_PINNED */

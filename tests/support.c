@@ -333,9 +333,12 @@ struct word *store_root(struct pv_store *s)
 
 struct cells *store_cells(struct pv_store *s)
 {
-	pv_type_t type = store_bytes_type(s, "table");
+	const struct pv_typedef table =
+		PV_TYPE(struct cells, "table", 1, PV_POINTER(struct cells, cells));
 	void *root = NULL;
+	pv_type_t type;
 
+	assert_ok(pv_type_register(s, &table, &type));
 	assert_ok(pv_root(s, "table", type, sizeof(struct cells), &root, NULL));
 	return root;
 }

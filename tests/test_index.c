@@ -6,6 +6,8 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <preserve/upgrade.h>
+
 #include "internal.h"
 #include "support.h"
 
@@ -284,6 +286,9 @@ static const struct lie lies[] = {
 	N8("/segments/segment@0", "birth-generation", 77, "segment 0: born with generation"),
 	NO("/segments/segment@1", "birth-generation"),
 	TX("/types/type@1", "label", "n/de", -EBADMSG, "node /types/type@1: property label"),
+	TX("/types/type@2", "state", "formal", -EBADMSG, "node /types/type@2: property state"),
+	TX("/types/type@2", "state", "draft\0", -EBADMSG, "node /types/type@2: property state"),
+	NO("/types/type@3", "label"),
 	N4("/types/type@1", "bytes", 0, "node /types/type@1: property fields is wrong: field next: offset 0"),
 	N4("/types/type@1", "bytes", 24, "node /types/type@1: property fingerprint"),
 	N4("/types/type@1", "version", 2, "node /types/type@1: property fingerprint"),
@@ -306,7 +311,7 @@ static const struct lie lies[] = {
 	NO("/types/type@1", "field-names"),
 	NO("/types/type@1", "fingerprint"),
 	N4("/roots/root@0", "type", 0, "node /roots/root@0: property type"),
-	N4("/roots/root@0", "type", 2, "node /roots/root@0: property type"),
+	N4("/roots/root@0", "type", 4, "node /roots/root@0: property type"),
 	N8("/roots/root@0", "offset", 0, "node /roots/root@0: property offset"),
 	N8("/roots/root@0", "offset", 1ull << 63, "node /roots/root@0: property offset"),
 	N8("/roots/root@0", "offset", 65536 + 8, "node /roots/root@0: property offset"),
@@ -349,12 +354,26 @@ static void tell_lie(struct index_slot_rec *slot, const struct lie *l)
 	seal_slot(slot);
 }
 
+static int no_objects(void *ctx, const void *old, size_t old_bytes, void *fresh, size_t fresh_bytes)
+{
+	return -1;
+}
+
 static void make_two_segments(struct keeper *k)
 {
+	static const struct pv_upgrade step = {.from = 1, .to = 2, .run = no_objects};
 	struct pv_store *s = store_create(k, NULL);
+	struct pv_typedef grows = PV_TYPE_BYTES("grows", 1);
+	pv_type_t type;
 	void *p;
 
 	assert_ok(pv_root(s, "root", store_word_type(s), sizeof(struct word), &p, NULL));
+	/* Number 2 is of a former layout, and 3 of the one that the type has. */
+	assert_ok(pv_type_register(s, &grows, &type));
+	grows.version = 2;
+	grows.upgrades = &step;
+	grows.nupgrades = 1;
+	assert_ok(pv_type_register(s, &grows, &type));
 	assert_ok(pv_reserve(s, store_word_type(s), 100000, &p));
 	assert_int_equal(store_info(s).segments, 2);
 	assert_ok(pv_close(s));

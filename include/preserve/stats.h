@@ -130,7 +130,9 @@ struct pv_stats {
 	uint64_t largest_bytes;
 
 	uint32_t ntypes;
-	const struct pv_stats_type *types; /* all that are registered, by number */
+	/* All that are registered, by number. A layout that was upgraded stays in the list, without objects,
+	 * until its number is used again. */
+	const struct pv_stats_type *types;
 	/* Of the slots that are held, those that no thread has: on their way from one to another. */
 	uint64_t depot_slots;
 	uint64_t depot_bytes;

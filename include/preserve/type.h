@@ -34,6 +34,7 @@ extern "C" {
 #endif
 
 struct pv_store;
+struct pv_upgrade;
 
 /** Handle of a registered type, valid for this store handle only. 0 is no type. */
 typedef uint32_t pv_type_t;
@@ -92,8 +93,11 @@ struct pv_typedef {
 	uint32_t bytes;	  /* sizeof the struct; 0: opaque bytes of any length, no fields */
 	const struct pv_field *fields;
 	uint32_t nfields;
-	uint32_t flags;	    /* PV_TYPE_PINNED, or 0 */
 	const char *c_type; /* the struct in the program's words, for pv-typecheck; NULL: it does not look */
+	uint32_t flags;	    /* PV_TYPE_PINNED, or 0 */
+	/* Functions that make objects of this version from those of older ones; see preserve/upgrade.h. */
+	uint32_t nupgrades;
+	const struct pv_upgrade *upgrades;
 };
 
 /*
@@ -110,19 +114,20 @@ struct pv_typedef {
  */
 #define PV_TYPE_OF(type, type_name, type_version, ...)                                             \
 	.name = (type_name), .version = (type_version), .bytes = (uint32_t) sizeof(type),          \
-	.fields = PVX_FIELDS(__VA_ARGS__), .nfields = PVX_NFIELDS(__VA_ARGS__), .flags = 0,        \
-	.c_type = #type
+	.fields = PVX_FIELDS(__VA_ARGS__), .nfields = PVX_NFIELDS(__VA_ARGS__), .c_type = #type
 #define PV_TYPE(type, type_name, type_version, ...)                                                \
-	{PV_TYPE_OF(type, type_name, type_version, __VA_ARGS__)}
+	{PV_TYPE_OF(type, type_name, type_version, __VA_ARGS__), .flags = 0, .nupgrades = 0,       \
+	 .upgrades = NULL}
 #define PV_TYPE_ARRAY(element, type_name, type_version, ...)                                       \
 	PV_TYPE(element, type_name, type_version,                                                  \
 		PVX_NESTED("", 0, PV_FLEXIBLE, sizeof(element), 0, 0, 0, 0, 0, 0, __VA_ARGS__))
 #define PV_TYPE_PLAIN(type, type_name, type_version)                                               \
 	{.name = (type_name), .version = (type_version), .bytes = (uint32_t) sizeof(type),         \
-	 .fields = NULL, .nfields = 0, .flags = 0, .c_type = #type}
+	 .fields = NULL, .nfields = 0, .c_type = #type, .flags = 0, .nupgrades = 0,                \
+	 .upgrades = NULL}
 #define PV_TYPE_BYTES(type_name, type_version)                                                     \
 	{.name = (type_name), .version = (type_version), .bytes = 0, .fields = NULL, .nfields = 0, \
-	 .flags = 0, .c_type = NULL}
+	 .c_type = NULL, .flags = 0, .nupgrades = 0, .upgrades = NULL}
 
 /* ---- fields: a member of `type`, or one of its members' ("u.leaf.data", "pair[1]") ----
  * Members that are arrays are taken as a whole. */
@@ -219,7 +224,11 @@ struct pv_typedef {
 #define PVX_COUNT_OF(type, field, inner)                                                           \
 	(sizeof(((type *) 0)->field) / sizeof(inner) +                                             \
 	 0 * sizeof(char[sizeof(((type *) 0)->field) % sizeof(inner) ? -1 : 1]))
-#define PVX_WORDS_OF(type, field) PVX_COUNT_OF(type, field, uint64_t)
+/* Not by PVX_COUNT_OF: a compiler takes the size of a uint64_t * divided by that of what it points to for
+ * a mistake. */
+#define PVX_WORDS_OF(type, field)                                                                  \
+	(sizeof(((type *) 0)->field) / 8 +                                                         \
+	 0 * sizeof(char[sizeof(((type *) 0)->field) % 8 ? -1 : 1]))
 #ifndef __cplusplus
 #define PVX_FIELDS(...)	 (const struct pv_field[]){__VA_ARGS__}
 #define PVX_NFIELDS(...) (sizeof((const struct pv_field[]){__VA_ARGS__}) / sizeof(struct pv_field))
@@ -230,16 +239,19 @@ struct pv_typedef {
 		return fields;                                                                     \
 	}()
 #define PVX_NFIELDS(...)                                                                           \
-	[]() -> size_t {                                                                           \
+	[]() -> uint32_t {                                                                         \
 		static const struct pv_field fields[] = {__VA_ARGS__};                             \
-		return sizeof(fields) / sizeof(*fields);                                           \
+		return (uint32_t) (sizeof(fields) / sizeof(*fields));                              \
 	}()
 #endif
 
 /**
  * Register a type, once per open. A type that the store does not know is recorded in the index; one
- * that it knows must have the same version, size, flags and pointer map (-EMEDIUMTYPE, the message shows
- * both layouts field by field). Names of fields and of targets may differ: what is recorded stays.
+ * that it knows must have the same version, size, flags and pointer map. Names of fields and of targets
+ * may differ: what is recorded stays. If the layout differs and def->upgrades has functions that lead from
+ * the store's version to this one, all objects of the type are upgraded by them: see preserve/upgrade.h,
+ * also for its errors; then this is a call of one thread, and before any other use of the type. Otherwise
+ * -EMEDIUMTYPE, the message shows both layouts field by field.
  * `def` is not kept. Errors also: -EINVAL a definition that makes no sense, the message says which field
  * and why; -ENOENT a store opened for reading does not have the type; -ENOSPC at most 4095 types, or the
  * index is full; -ENOMEM. Crash: recorded or not. Any thread.

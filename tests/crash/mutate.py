@@ -99,6 +99,25 @@ MUTANTS = {
     'move-settled-early': ('move.c', 'move', 'slabs', [(
         '	pvi_move_redo(m);\n', '	pvi_move_redo(m);\n	settle(m);\n'), (
         '	if (!err)\n		settle(m);\n', '')]),
+    # There are slabs of a new layout before the index knows it.
+    'upgrade-draft-unnamed': ('upgrade.c', 'upgrade', 'upgrade-chain', [(
+        '''	if (!err)
+		pvi_index_commit(&s->index, generation);
+	for (; err && placed''', '	for (; err && placed')]),
+    # A new layout is found by its name before its objects are in force.
+    'upgrade-draft-in-use': ('upgrade.c', 'upgrade', 'upgrade-again', [(
+        '		c->layout.state = PVI_TYPE_DRAFT;\n', '')]),
+    # The objects are in force before their layout is.
+    'upgrade-types-late': ('upgrade.c', 'upgrade', 'upgrade-root', [(
+        '''	change_types(j, true);
+	err = commit(j);
+	if (err)
+		change_types(j, false);
+	else
+''', '''	err = commit(j);
+	change_types(j, err == 0);
+	if (!err)
+''')]),
     # The index names a segment that nobody keeps yet.
     'segment-named-first': ('segment.c', 'store', 'grow', [(
         '''	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
