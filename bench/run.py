@@ -18,11 +18,12 @@ import bench_kv
 import bench_memory
 import bench_relocate
 import bench_tx
+import bench_upgrade
 import benchlib
 import report
 
 BENCHMARKS = {m.NAME: m for m in (bench_attach, bench_kv, bench_alloc, bench_tx, bench_memory,
-                                  bench_relocate)}
+                                  bench_relocate, bench_upgrade)}
 
 
 def describe():
