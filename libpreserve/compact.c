@@ -228,6 +228,7 @@ struct round {
 	uint32_t keep;
 	uint64_t done;
 	uint64_t total;
+	bool copied; /* there was room for all copies */
 	const struct pv_compact_options *o;
 };
 
@@ -337,6 +338,7 @@ static int run_round(struct pv_store *s, const struct pv_compact_options *o, uin
 	for (uint32_t i = 0; i < s->nsegments && !err; i++)
 		err = move_segment(r, &s->segments[i]);
 	*moved = m->n;
+	r->copied = !err;
 	if (err) {
 		pvi_move_cancel(m);
 		return err;
@@ -349,7 +351,7 @@ static int run(struct pv_store *s, const struct pv_compact_options *o, struct pv
 {
 	uint64_t most = UINT64_MAX, moved;
 	uint32_t min = 1;
-	struct round r;
+	struct round r = {0};
 	int err;
 
 	for (;;) {
@@ -363,12 +365,13 @@ static int run(struct pv_store *s, const struct pv_compact_options *o, struct pv
 			err = pv_trim(s, NULL);
 			if (err)
 				return err;
-		} else if (err != -ENOSPC || !moved) {
-			return err;
-		} else if (r.keep < s->nsegments) {
+			most = UINT64_MAX;
+		} else if (err == -ENOSPC && !r.copied && r.keep < s->nsegments) {
 			min = r.keep + 1; /* free pages are not where large objects need them */
-		} else {
+		} else if (err == -ENOSPC && r.copied && moved > 1) {
 			most = moved / 2; /* no room for the tables */
+		} else {
+			return err;
 		}
 	}
 }

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <preserve/compact.h>
 #include <preserve/retire.h>
 
 #include "handover.h"
@@ -97,9 +98,9 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 		o->lanes = LANES_DEFAULT;
 	if (!o->page_bytes)
 		o->page_bytes = o->segment_bytes >= 4ull << 20 ? LARGE_PAGE : 4096;
-	if (o->flags & ~(PV_CREATE | PV_EXCL | PV_RDONLY | PV_RESET | PV_MEND) ||
+	if (o->flags & ~(PV_CREATE | PV_EXCL | PV_RDONLY | PV_RESET | PV_COMPACT | PV_MEND) ||
 	    ((o->flags & (PV_EXCL | PV_RESET)) && !(o->flags & PV_CREATE)) ||
-	    ((o->flags & PV_RDONLY) && (o->flags & PV_CREATE)))
+	    ((o->flags & PV_RDONLY) && (o->flags & (PV_CREATE | PV_COMPACT))))
 		return pvi_fail(-EINVAL, "pv_options.flags 0x%x make no sense", o->flags);
 	if (!power_of_two(o->segment_bytes) || o->segment_bytes < 32768 ||
 	    o->segment_bytes > 1ull << 30)
@@ -388,6 +389,8 @@ int pv_open(const char *name, const struct pv_options *opts, struct pv_store **o
 		err = open_store(s, name);
 	if (!err)
 		err = pvi_thread_store_open(s);
+	if (!err && o.flags & PV_COMPACT)
+		err = pv_compact(s, NULL, NULL);
 	if (err) {
 		teardown(s);
 		if (s->handover)

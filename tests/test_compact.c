@@ -66,6 +66,7 @@ struct model {
 	pv_type_t bytes;
 	struct {
 		size_t bytes; /* 0: there is none */
+		size_t align;
 		bool word;
 		int next; /* object pointed to, -1: none, or has no pointer */
 		size_t into;
@@ -107,6 +108,7 @@ static void model_add(struct model *m, int i, size_t bytes, bool word, size_t al
 	assert_int_equal(m->o[i].bytes, 0);
 	assert_ok(pv_reserve_aligned(m->s, word ? m->words : m->bytes, bytes, align, &p));
 	m->o[i].bytes = bytes;
+	m->o[i].align = align;
 	m->o[i].word = word;
 	m->o[i].next = -1;
 	if (word)
@@ -136,6 +138,7 @@ static void model_check(const struct model *m)
 			continue;
 		}
 		objects++;
+		assert_int_equal((uintptr_t)w % m->o[i].align, 0);
 		assert_true(pv_usable_bytes(m->s, w) >= m->o[i].bytes);
 		if (!pattern_holds(payload(m, i), payload_bytes(m, i), (uint64_t)i))
 			fail_msg("object %d of %zu bytes at %p is not as it was", i, m->o[i].bytes, w);
@@ -158,7 +161,8 @@ static void model_random(struct model *m, uint64_t *rnd, int steps, int often)
 		int i = (int)random_below(rnd, CELLS), to = (int)random_below(rnd, CELLS);
 
 		if (!m->o[i].bytes && random_below(rnd, 100) < (uint64_t)often)
-			model_add(m, i, sizes[random_below(rnd, 12)], random_below(rnd, 2), 16);
+			model_add(m, i, sizes[random_below(rnd, 12)], random_below(rnd, 2),
+				  random_below(rnd, 8) ? 16 : 16ul << random_below(rnd, 13));
 		else if (m->o[i].bytes && random_below(rnd, 100) >= (uint64_t)often)
 			model_free(m, i);
 		else if (m->o[i].bytes && m->o[i].word && m->o[to].bytes)
@@ -258,11 +262,296 @@ static void random_stores_keep_their_graph(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* Objects of a type that is pinned stay, and so does what lies before the last of them. */
+static void pinned_objects_stay(void **state)
+{
+	static const struct pv_typedef def = {.name = "pinned", .version = 1, .flags = PV_TYPE_PINNED};
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_store *s = store_create(k, &o);
+	struct cells *t = pointers(s);
+	pv_type_t pinned, bytes = store_bytes_type(s, "bytes");
+	struct pv_compact_report r;
+	void *at;
+
+	assert_ok(pv_type_register(s, &def, &pinned));
+	for (size_t i = 0; i < 20; i++) /* 250 KiB, then another segment, and one more */
+		publish_ok(s, bytes, 60000, &t->cells[i]);
+	at = publish_ok(s, pinned, 100, &t->cells[100]);
+	for (size_t i = 20; i < 40; i++)
+		publish_ok(s, bytes, 60000, &t->cells[i]);
+	pattern_fill(t->cells[39], 60000, 39);
+	for (size_t i = 0; i < 39; i++)
+		assert_ok(pv_free(s, &t->cells[i]));
+	assert_true(store_info(s).segments >= 4);
+	r = compact(s, 0);
+	t = pointers(s);
+	assert_ptr_equal(t->cells[100], at);
+	assert_int_equal(store_info(s).segments,
+			 pvi_store_segment(s, (uintptr_t)at - s->base)->number + 1);
+	assert_int_equal(r.objects_moved, 1);
+	assert_true(pattern_holds(t->cells[39], 60000, 39));
+	assert_ok(pv_close(s));
+}
+
+static void what_stands_in_the_way_is_said(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_compact_options co = {.size = sizeof(co)};
+	struct pv_store *s = store_create(k, &o);
+	pv_type_t bytes = store_bytes_type(s, "bytes");
+	struct pv_compact_report r;
+	struct cells *t = pointers(s);
+	void *p = reserve_ok(s, bytes, 64), *big;
+
+	assert_fails(pv_compact(s, NULL, &r), -EBUSY, "is reserved");
+	assert_ok(pv_cancel(s, p));
+	big = reserve_ok(s, bytes, 100000);
+	assert_fails(pv_compact(s, NULL, NULL), -EBUSY, "a large object is reserved");
+	assert_ok(pv_link(s, big, &t->cells[0]));
+	assert_ok(pv_tx_begin(s));
+	assert_fails(pv_compact(s, NULL, NULL), -EBUSY, "transaction");
+	assert_ok(pv_tx_commit(s));
+	co.flags = 2;
+	assert_fails(pv_compact(s, &co, NULL), -EINVAL, "flags 0x2");
+	co = (struct pv_compact_options){.size = sizeof(co) - 8};
+	assert_fails(pv_compact(s, &co, NULL), -EINVAL, "size");
+	assert_ok(pv_compact(s, NULL, NULL));
+	/* A damaged slab: nothing is moved. */
+	p = publish_ok(s, bytes, 64, &t->cells[1]);
+	memset((void *)((uintptr_t)p & ~4095ul), 0xa5, 4096);
+	assert_ok(pv_close(s));
+	s = store_attach(k, &o);
+	assert_fails(pv_compact(s, NULL, NULL), -EBADMSG, "damaged");
+	assert_ok(pv_close(s));
+	assert_ok(store_try(k, &o, PV_RDONLY, &s));
+	assert_fails(pv_compact(s, NULL, NULL), -EPERM, "read-only");
+	assert_ok(pv_close(s));
+	assert_fails(store_try(k, &o, PV_COMPACT, &s), -EBADMSG, "damaged");
+	assert_fails(store_try(k, &o, PV_COMPACT | PV_RDONLY, &s), -EINVAL, "flags");
+}
+
+/* At its limit a store has no room for copies or tables: nothing changes. With some it is compacted, by and by. */
+static void a_full_store(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_store *s;
+	struct cells *t;
+	pv_type_t bytes;
+	int n = 0;
+
+	o.limit_bytes = 1 << 20;
+	s = store_create(k, &o);
+	t = pointers(s);
+	bytes = store_bytes_type(s, "bytes");
+	/* Slots of 2 KiB until there is no page left; then every other object goes. */
+	while (n < CELLS && pv_alloc(s, bytes, 2048, &t->cells[n]) == 0)
+		pattern_fill(t->cells[n], 2048, (uint64_t)n), n++;
+	assert_in_range(n, 100, CELLS - 1);
+	for (int i = 1; i < n; i += 2)
+		assert_ok(pv_free(s, &t->cells[i]));
+	/* What pages are left goes too: */
+	for (size_t size = 65536; size >= 4096; size /= 2)
+		while (n < CELLS && pv_alloc(s, bytes, size + 1, &t->cells[n]) == 0)
+			pattern_fill(t->cells[n], 8, (uint64_t)n), n++;
+	if (pv_compact(s, NULL, NULL)) {
+		assert_true(strstr(pv_last_error(), "limit") || strstr(pv_last_error(), "free pages"));
+		store_sound(s);
+	}
+	for (int i = 0; i < n; i++)
+		if (t->cells[i])
+			assert_true(pattern_holds(t->cells[i], 8, (uint64_t)i));
+	/* A few pages for the tables are enough. */
+	for (int i = n - 1; i > 0 && pv_usable_bytes(s, t->cells[i]) != 2048; i--)
+		if (t->cells[i])
+			assert_ok(pv_free(s, &t->cells[i]));
+	assert_ok(pv_compact(s, NULL, NULL));
+	t = pointers(s);
+	for (int i = 0; i < n; i++)
+		if (t->cells[i])
+			assert_true(pattern_holds(t->cells[i], 8, (uint64_t)i));
+	store_sound(s);
+	assert_true(store_info(s).bytes < 900000);
+	assert_ok(pv_close(s));
+}
+
+/* ---- threads ---- */
+
+struct churner {
+	pthread_t thread;
+	pthread_barrier_t *barrier;
+	struct pv_store *s;
+	pv_type_t type;
+	int number;
+	bool failed;
+};
+
+/* Fills and frees its cells, stands still, goes on. Its magazines are full of slots that are moved to. */
+static void *churn(void *arg)
+{
+	struct churner *c = arg;
+
+	for (int round = 0; round < 6; round++) {
+		struct cells *t = pointers(c->s);
+
+		for (int i = c->number; i < CELLS; i += 4) {
+			if (round && !pattern_holds(t->cells[i], 200, (uint64_t)i))
+				c->failed = true;
+			if (t->cells[i])
+				c->failed |= pv_free(c->s, &t->cells[i]) != 0;
+			c->failed |= pv_alloc(c->s, c->type, 200, &t->cells[i]) != 0;
+			pattern_fill(t->cells[i], 200, (uint64_t)i);
+		}
+		pthread_barrier_wait(c->barrier);
+		pthread_barrier_wait(c->barrier); /* compacted */
+	}
+	return NULL;
+}
+
+static void threads_stand_still_and_go_on(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_store *s = store_create(k, &o);
+	pv_type_t big = store_bytes_type(s, "big"), type = store_bytes_type(s, "bytes");
+	pthread_barrier_t barrier;
+	struct churner c[4];
+	struct cells *t = pointers(s);
+	void *way[64];
+
+	assert_non_null(t);
+	pthread_barrier_init(&barrier, NULL, 5);
+	for (int i = 0; i < 4; i++) {
+		c[i] = (struct churner){.barrier = &barrier, .s = s, .type = type, .number = i};
+		assert_int_equal(pthread_create(&c[i].thread, NULL, churn, &c[i]), 0);
+	}
+	for (int round = 0; round < 6; round++) {
+		pthread_barrier_wait(&barrier);
+		/* What is allocated next comes to lie behind this, and so is moved. */
+		for (int i = 0; i < 64; i++)
+			way[i] = reserve_ok(s, big, 30000);
+		assert_fails(pv_compact(s, NULL, NULL), -EBUSY, "is reserved");
+		for (int i = 0; i < 64; i++)
+			assert_ok(pv_cancel(s, way[i]));
+		compact(s, 0);
+		t = pointers(s);
+		for (int i = 0; i < CELLS; i++)
+			assert_true(pattern_holds(t->cells[i], 200, (uint64_t)i));
+		pthread_barrier_wait(&barrier);
+	}
+	for (int i = 0; i < 4; i++) {
+		pthread_join(c[i].thread, NULL);
+		assert_false(c[i].failed);
+	}
+	assert_int_equal(store_info(s).segments, 1);
+	pthread_barrier_destroy(&barrier);
+	assert_ok(pv_close(s));
+}
+
+/* ---- a hash map ---- */
+
+struct item {
+	uint64_t key;
+	uint64_t value;
+};
+
+static const void *item_key(const void *entry, size_t *bytes)
+{
+	*bytes = 8;
+	return &((const struct item *)entry)->key;
+}
+
+static struct pv_map *map_open(struct pv_store *s, pv_type_t *type)
+{
+	static const struct pv_typedef item = PV_TYPE_PLAIN(struct item, "item", 1);
+	const struct pv_map_options o = {.size = sizeof(o), .key = item_key};
+	struct pv_map *map;
+
+	assert_ok(pv_type_register(s, &item, type));
+	assert_ok(pv_map_open(s, "map", &o, &map));
+	return map;
+}
+
+static void a_map_is_opened_again(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_store *s = store_create(k, &o);
+	struct pv_compact_report r;
+	pv_type_t type;
+	struct pv_map *map = map_open(s, &type);
+	uint64_t problems, n = 40000;
+	uint32_t segments;
+
+	for (uint64_t i = 0; i < n; i++) {
+		struct item *item = reserve_ok(s, type, sizeof(*item));
+
+		*item = (struct item){i, i * 3};
+		assert_ok(pv_map_put(map, pv_map_hash(map, &i, 8), item, 0));
+	}
+	for (uint64_t i = 0; i < n; i++)
+		if (i % 50)
+			assert_ok(pv_map_remove(map, pv_map_hash(map, &i, 8), &i, 8));
+	segments = store_info(s).segments;
+	pv_map_close(map);
+	r = compact(s, 0);
+	assert_true(r.objects_moved > 100);
+	assert_true(store_info(s).segments < segments);
+	for (int round = 0; round < 2; round++) {
+		map = map_open(s, &type);
+		assert_int_equal(pv_map_count(map), n / 50);
+		assert_ok(pv_map_check(map, NULL, NULL, &problems));
+		assert_int_equal(problems, 0);
+		for (uint64_t i = 0; i < n; i++) {
+			const struct item *item = pv_map_find(map, pv_map_hash(map, &i, 8), &i, 8);
+
+			if (i % 50)
+				assert_null(item);
+			else
+				assert_int_equal(item->value, i * 3);
+		}
+		pv_map_close(map);
+		keeper_crash(k, &s);
+		assert_ok(store_try(k, &o, PV_COMPACT, &s));
+	}
+	assert_ok(pv_close(s));
+}
+
+/* By pv_open(), right after the crash of a store that has grown and been emptied. */
+static void on_attach(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_store *s = store_create(k, &o);
+	struct model m = {0};
+
+	model_attach(&m, s);
+	for (int i = 0; i < CELLS; i++)
+		model_add(&m, i, 5000, i % 2, 16);
+	for (int i = 0; i < CELLS - 8; i++)
+		model_free(&m, i);
+	assert_true(store_info(s).segments >= 3);
+	keeper_crash(k, &s);
+	assert_ok(store_try(k, &o, PV_COMPACT, &s));
+	assert_int_equal(store_info(s).segments, 1);
+	model_attach(&m, s);
+	model_check(&m);
+	assert_ok(pv_close(s));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		with_keeper(sparse_slabs_are_merged),
 		with_keeper(random_stores_keep_their_graph),
+		with_keeper(pinned_objects_stay),
+		with_keeper(what_stands_in_the_way_is_said),
+		with_keeper(a_full_store),
+		with_keeper(threads_stand_still_and_go_on),
+		with_keeper(a_map_is_opened_again),
+		with_keeper(on_attach),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,6 +22,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <preserve/compact.h>
+
 #include "db.h"
 
 #define MAX_FDS	 64
@@ -51,6 +53,7 @@ static int keep(void *ctx, enum pv_keep what, uint64_t token, int fd)
 
 	if (what == PV_KEEP_DROP) {
 		close(f->fds[token]);
+		f->nfds = (uint32_t)token; /* the last one */
 		return 0;
 	}
 	assert_true(token < MAX_FDS);
@@ -223,6 +226,46 @@ static void test_expiry(void **state)
 	assert_int_equal(pv_map_count(f->db.map), 0);
 	assert_int_equal(f->db.expired, 3);
 	check(f);
+	drop_all(f);
+}
+
+/* Most keys go, and the store is compacted between two lives of the data layer. */
+static void test_compacted(void **state)
+{
+	struct fixture *f = make(1 << 20, 0);
+	struct pv_compact_report report;
+	struct pv_info info;
+	char key[32], value[600];
+	bool removed;
+
+	memset(value, 'v', sizeof(value) - 1);
+	value[sizeof(value) - 1] = 0;
+	for (int i = 0; i < 20000; i++) {
+		snprintf(key, sizeof(key), "key:%d", i);
+		ok(set(f, key, value + i % 500, i % 3 ? 0 : 100000));
+	}
+	for (int i = 0; i < 20000; i++) {
+		snprintf(key, sizeof(key), "key:%d", i);
+		if (i % 100)
+			ok(db_delete(&f->db, db_hash(&f->db, key, strlen(key)), key, strlen(key), &removed));
+	}
+	db_close(&f->db);
+	ok(pv_compact(f->store, NULL, &report));
+	assert_true(report.segments_returned >= 2);
+	ok(pv_info_get(f->store, &info));
+	/* What a kexec would carry over is near what is used. */
+	assert_true(info.bytes < 3 << 20);
+	ok(db_open(&f->db, f->store));
+	f->db.now_ms = 1000;
+	for (int round = 0; round < 2; round++) {
+		for (int i = 0; i < 20000; i++) {
+			snprintf(key, sizeof(key), "key:%d", i);
+			expect(f, key, i % 100 ? NULL : value + i % 500);
+		}
+		check(f);
+		close_all(f);
+		open_all(f);
+	}
 	drop_all(f);
 }
 
@@ -456,6 +499,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_values),
 		cmocka_unit_test(test_expiry),
+		cmocka_unit_test(test_compacted),
 		cmocka_unit_test(test_twice_in_one_call),
 		cmocka_unit_test(test_undone_without_memory),
 		cmocka_unit_test(test_removed_without_memory),

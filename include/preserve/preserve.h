@@ -98,6 +98,8 @@ enum pv_handover {
 #define PV_RDONLY 4u /* map read-only, take no lock, recover nothing: for tools that look */
 #define PV_RESET  8u /* with PV_CREATE: drop what is kept under this name first, damaged or not; -EBUSY
 			if a process has it open */
+#define PV_COMPACT 32u /* pv_compact() the store before pv_open() returns; an error of it is one of pv_open(),
+			  whose store is then as if it had been opened without this flag and closed */
 #define PV_MEND	  256u /* accept an index that is damaged, if it is known without a guess what it was; see
 			  pv_repair() */
 
