@@ -203,6 +203,15 @@ int pvi_arena_map(void *addr, uint64_t bytes, int fd, bool readonly)
 	return 0;
 }
 
+int pvi_arena_map_private(void *addr, uint64_t bytes, int fd)
+{
+	if (mmap(addr, bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0) == MAP_FAILED)
+		return pvi_fail(errno, "cannot map %" PRIu64 " bytes at %p: %s", bytes, addr,
+				strerror(errno));
+	madvise(addr, bytes, MADV_DONTFORK);
+	return 0;
+}
+
 void pvi_arena_unmap(void *addr, uint64_t bytes)
 {
 	mmap(addr, bytes, PROT_NONE,

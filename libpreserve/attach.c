@@ -99,6 +99,7 @@ static int recover(struct pv_store *s)
 	uint64_t generation = s->index.generation;
 	/* All that is to be done is checked before any of it is done. */
 	int err = pvi_lane_check(s);
+	uint32_t sealed = 0;
 	struct pvi_move move;
 
 	if (!err)
@@ -111,6 +112,7 @@ static int recover(struct pv_store *s)
 	s->recovered = pvi_lane_recover(s) + pvi_tx_recover(s);
 	if (move.n) {
 		pvi_move_redo(&move);
+		sealed = move.segment;
 		pvi_move_free(&move);
 		s->recovered++;
 	}
@@ -127,6 +129,11 @@ static int recover(struct pv_store *s)
 	if (err)
 		return err;
 	pvi_index_commit(&s->index, generation);
+	if (sealed)
+		pvi_seal_freeze(s, sealed);
+	for (uint32_t i = 0; i < s->nsegments; i++)
+		if (s->segments[i].sealed)
+			pvi_seal_by_kernel(s->segments[i].fd);
 	return s->index.nmoving ? pvi_relocate_run(s) : 0;
 }
 
@@ -179,6 +186,8 @@ int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigne
 			       "for writing, which finishes it", name);
 	if (!err && !s->readonly)
 		err = recover(s);
+	if (!err)
+		err = pvi_seal_relocate(s);
 	if (err || s->readonly)
 		return err;
 	for (unsigned int i = 0; i < n; i++) /* descriptors still here are not in the index */

@@ -222,6 +222,9 @@ int pv_check(struct pv_store *s, void (*tell)(void *ctx, const char *line), void
 	for (uint32_t i = 0; i < s->nsegments; i++)
 		check_segment(&w, &s->segments[i]);
 	check_roots(&w);
+	for (uint32_t i = 0; i < s->nsegments; i++)
+		if (s->segments[i].sealed && pvi_seal_verify(s, i, s->segments[i].fd))
+			problem(&w, "%s", pv_last_error());
 	pvi_retire_resume(s);
 	*report = r;
 	return 0;

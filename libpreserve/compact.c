@@ -101,7 +101,7 @@ static int count_segment(struct census *c, const struct pvi_segment *seg)
 		}
 		if (err)
 			return err;
-		if (pinned(s, type) && c->keep_min <= seg->number)
+		if (pinned(s, type))
 			c->keep_min = seg->number + 1;
 	}
 	return 0;
@@ -113,8 +113,12 @@ static int take_census(struct census *c, struct pv_store *s)
 	int err = 0;
 
 	*c = (struct census){.s = s, .keep_min = 1};
-	for (uint32_t i = 0; i < s->nsegments && !err; i++)
-		err = count_segment(c, &s->segments[i]);
+	for (uint32_t i = 0; i < s->nsegments && !err; i++) {
+		if (s->segments[i].sealed)
+			c->keep_min = i + 1;
+		else
+			err = count_segment(c, &s->segments[i]);
+	}
 	qsort(c->slabs, c->nslabs, sizeof(*c->slabs), fullest_first);
 	return err;
 }

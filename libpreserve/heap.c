@@ -38,7 +38,7 @@ static int find_extent(struct pv_store *s, const void *p, struct pvi_segment *se
 	*o = (struct pvi_object){.rec = rec, .seg = seg, .state = PV_SLOT_LIVE};
 	if (seg_off & ((1u << s->page_shift) - 1))
 		return no_object(p);
-	if (s->readonly)
+	if (s->readonly || seg->sealed)
 		return pvi_page_kind(rec) == PV_PAGE_EXTENT && pvi_page_run_sound(s, seg, page, rec)
 			       ? 0
 			       : no_object(p);
@@ -98,7 +98,7 @@ static int find_locked(struct pv_store *s, const void *p, struct pvi_object *o)
 	rec = pvi_rec_load(seg->map, page);
 	if (pvi_page_kind(rec) != PV_PAGE_SLAB)
 		return find_extent(s, p, seg, rec, o);
-	if (s->readonly) {
+	if (s->readonly || seg->sealed) {
 		o->byte = pvi_slab_slot(s, seg, off - seg->off, &rec);
 		o->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
 		return o->byte ? 0 : no_object(p);
@@ -341,7 +341,7 @@ bool pvi_heap_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes)
 {
 	const struct pvi_segment *seg = pvi_store_segment(s, off);
 
-	if (!seg)
+	if (!seg || seg->sealed)
 		return false;
 	off -= seg->off;
 	return off >= (uint64_t) seg->first_page << s->page_shift &&

@@ -64,6 +64,10 @@ static void write_segments(const struct pvi_index *idx, void *fdt, int *err)
 		pvi_fdt_put_u64(fdt, err, "offset", idx->segments[i].off);
 		pvi_fdt_put_u64(fdt, err, "bytes", idx->segments[i].bytes);
 		pvi_fdt_put_u64(fdt, err, "birth-generation", idx->segments[i].birth_generation);
+		if (idx->segments[i].sealed) {
+			pvi_fdt_put_bytes(fdt, err, "sealed", idx->segments[i].digest, 16);
+			pvi_fdt_put_u64(fdt, err, "sealed-base", idx->segments[i].sealed_base);
+		}
 		pvi_fdt_end_node(fdt, err);
 	}
 	pvi_fdt_end_node(fdt, err);
@@ -274,6 +278,25 @@ static int read_store(struct pvi_index *idx, const void *fdt, uint64_t generatio
 	return pvi_fdt_check(&n);
 }
 
+/* Segment 0 has the lanes, which are written to. */
+static void read_seal(struct pvi_index *idx, struct pvi_fdt_node *n, uint32_t i)
+{
+	uint32_t bytes = 0;
+	const void *digest = pvi_fdt_get(n, "sealed", &bytes);
+
+	if (!digest)
+		return;
+	if (bytes != 16 || i == 0) {
+		pvi_fdt_fault(n, "sealed", "is no digest of a segment that can be sealed");
+		return;
+	}
+	memcpy(idx->segments[i].digest, digest, 16);
+	idx->segments[i].sealed_base = pvi_fdt_get_u64(n, "sealed-base");
+	if (!pvi_arena_base_valid(idx->segments[i].sealed_base, idx->window_bytes))
+		pvi_fdt_fault(n, "sealed-base", "is not an address where a window may lie");
+	idx->segments[i].sealed = true;
+}
+
 static int read_segments(struct pvi_index *idx, const void *fdt)
 {
 	int group = fdt_subnode_offset(fdt, 0, "segments"), off;
@@ -290,6 +313,7 @@ static int read_segments(struct pvi_index *idx, const void *fdt)
 		idx->segments[i].off = pvi_fdt_get_u64(&n, "offset");
 		idx->segments[i].bytes = pvi_fdt_get_u64(&n, "bytes");
 		idx->segments[i].birth_generation = pvi_fdt_get_u64(&n, "birth-generation");
+		read_seal(idx, &n, i);
 		if (pvi_fdt_get_u64(&n, "token") != i + 1ull)
 			pvi_fdt_fault(&n, "token", "is out of order");
 		if (idx->segments[i].bytes < 32768 || idx->segments[i].bytes % idx->page_bytes ||

@@ -20,6 +20,8 @@ void pvi_index_write_move(const struct pvi_index *idx, void *fdt, int *err)
 	pvi_fdt_put_u32(fdt, err, "purpose", move->purpose);
 	pvi_fdt_put_u64(fdt, err, "objects", move->objects);
 	pvi_fdt_put_u64(fdt, err, "checksum", move->checksum);
+	if (move->purpose == PV_MOVE_SEAL)
+		pvi_fdt_put_u32(fdt, err, "seals", move->segment);
 	cells = pvi_fdt_put_room(fdt, err, "tables", move->ntables * 16);
 	for (uint32_t i = 0; cells && i < move->ntables; i++) {
 		fdt64_st(&cells[2 * i], move->tables[i].off);
@@ -46,6 +48,12 @@ int pvi_index_read_move(struct pvi_index *idx, const void *fdt)
 		pvi_fdt_fault(&n, "tables", "is not a list of places");
 	if (move->purpose < PV_MOVE_COMPACT || move->purpose > PV_MOVE_SEAL)
 		pvi_fdt_fault(&n, "purpose", "is unknown");
+	if (move->purpose == PV_MOVE_SEAL) {
+		move->segment = pvi_fdt_get_u32(&n, "seals");
+		if (!move->segment || move->segment >= idx->nsegments ||
+		    idx->segments[move->segment].sealed)
+			pvi_fdt_fault(&n, "seals", "names no segment that can be sealed");
+	}
 	if (n.fault[0])
 		return pvi_fdt_check(&n);
 	move->ntables = bytes / 16;

@@ -28,6 +28,9 @@ int pvi_arena_taken(uint64_t base, uint64_t window_bytes);
 void pvi_arena_release(uint64_t base, uint64_t window_bytes);
 /** Map a memfd into the window. */
 int pvi_arena_map(void *addr, uint64_t bytes, int fd, bool readonly);
+/** Map it for reading, so that it can be sealed against writing; what is written to it later, after an
+ *  mprotect(), goes nowhere. */
+int pvi_arena_map_private(void *addr, uint64_t bytes, int fd);
 /** Undo pvi_arena_map(): the range is set aside again. */
 void pvi_arena_unmap(void *addr, uint64_t bytes);
 /** Obtain the memory of a range now, so that no later store to it can fail. */
@@ -577,6 +580,8 @@ void pvi_segment_withdraw(struct pv_store *s, uint32_t number);
 int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd);
 /** Add a segment that has room for at least this many contiguous pages. heap_lock. */
 int pvi_segment_grow(struct pv_store *s, uint32_t npages);
+/** The same for just that many pages: the segment is no larger than it must be. heap_lock. */
+int pvi_segment_grow_exactly(struct pv_store *s, uint32_t npages);
 /** The most for which pvi_segment_grow() would find limit, window and index large enough. heap_lock. */
 uint32_t pvi_segment_growth_pages(struct pv_store *s);
 
@@ -611,6 +616,27 @@ int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigne
 /** The descriptor of a token, or NULL. */
 struct pvi_fd *pvi_attach_fd(struct pvi_fd *fds, unsigned int n, uint64_t token);
 uint64_t pvi_attach_now_ns(void);
+
+/* ---- seal_segment.c ---- */
+
+/** Say in s->index that the segment is sealed, as it is now. Nothing in it is in anybody's hands. */
+void pvi_seal_record(struct pv_store *s, uint32_t number);
+/** Are the contents of the descriptor those that were sealed? -EBADMSG, -ENOMEM. */
+int pvi_seal_verify(const struct pv_store *s, uint32_t number, int fd);
+/** The same for a descriptor that the kernel has not sealed: then it need not be so. */
+int pvi_seal_attach(struct pv_store *s, uint32_t number, int fd);
+/** Has the kernel sealed it, or does it now? */
+bool pvi_seal_by_kernel(int fd);
+/** No page of a loaded segment is free for anybody. heap_lock. */
+void pvi_seal_take(struct pv_store *s, struct pvi_segment *seg);
+/** The index says that the segment is sealed: let nobody write to it. heap_lock, unless it is an attach.
+ *  Returns whether the kernel has sealed it. */
+bool pvi_seal_freeze(struct pv_store *s, uint32_t number);
+/** -EPERM with a message if an address lies in a sealed segment. */
+int pvi_seal_refuse(const struct pv_store *s, const void *p);
+/** Put the references in sealed segments right, in this process, if they were sealed at another base than
+ *  s->index.base. */
+int pvi_seal_relocate(struct pv_store *s);
 
 /* ---- store.c ---- */
 

@@ -141,7 +141,7 @@ bool pvi_lane_action_sound(const struct pv_store *s, const struct action_rec *a)
 		       (a->value == gen ||
 			(a->value == gen + 1 && pvi_index_staged_sound(&s->index, gen + 1)));
 	seg = pvi_store_segment(s, off);
-	if (!seg || off - seg->off < (uint64_t) seg->first_page << s->page_shift)
+	if (!seg || seg->sealed || off - seg->off < (uint64_t) seg->first_page << s->page_shift)
 		return false;
 	off -= seg->off;
 	switch (op_of(a)) {
@@ -163,7 +163,7 @@ static uint8_t *link_slot(const struct pv_store *s, uint64_t address)
 	const struct pvi_segment *seg = pvi_store_segment(s, off);
 	uint8_t *byte;
 
-	if (!seg || off - seg->data_off >= seg->data_bytes)
+	if (!seg || seg->sealed || off - seg->data_off >= seg->data_bytes)
 		return NULL;
 	byte = pvi_slab_slot(s, seg, off - seg->off, &rec);
 	return byte && *byte != PV_SLOT_META ? byte : NULL;
@@ -174,7 +174,7 @@ static bool link_sound(const struct pv_store *s, const struct link_rec *link)
 	uint64_t off = (link->word_object | link->word_value) - s->index.base;
 	const struct pvi_segment *seg = pvi_store_segment(s, off);
 
-	return (!link->word_object || !link->word_value) && seg && off % 8 == 0 &&
+	return (!link->word_object || !link->word_value) && seg && !seg->sealed && off % 8 == 0 &&
 	       off - seg->data_off < seg->data_bytes && (link->object || !link->word_object) &&
 	       (!link->object || link_slot(s, link->object)) &&
 	       (!link->old || link_slot(s, link->old));

@@ -87,7 +87,7 @@ static int quiet(struct pv_store *s, struct pvi_thread *t)
 	pvi_slab_reclaim_cold(s, t, UINT32_MAX);
 	for (uint32_t i = 0; i < s->nsegments && !err; i++) {
 		err = pvi_page_load(s, &s->segments[i]);
-		if (!err)
+		if (!err && !s->segments[i].sealed)
 			err = segment_quiet(s, &s->segments[i]);
 	}
 	return err;
@@ -153,8 +153,10 @@ int pvi_move_add(struct pvi_move *m, const void *old, void *fresh)
 	struct pv_store *s = m->s;
 	struct pvi_object from, to;
 	struct action_rec unused;
-	int err = more_room(m);
+	int err = pvi_seal_refuse(s, old);
 
+	if (!err)
+		err = more_room(m);
 	if (!err)
 		err = pvi_heap_find_live(s, old, &from);
 	if (!err)

@@ -26,6 +26,7 @@ struct pvi_move {
 	struct pv_store *s;
 	struct pvi_thread *t; /* of the caller; NULL: pv_open() finishes a move */
 	uint32_t purpose;     /* PV_MOVE_... */
+	uint32_t segment;     /* PV_MOVE_SEAL: number of the one that is sealed by it */
 	uint32_t tables_from; /* tables are put into segments from this one on, if there is room */
 	uint64_t n;
 	uint64_t room;
@@ -45,6 +46,10 @@ struct pvi_move {
  * -EDEADLK the caller is a reader; -ENOMEM.
  */
 int pvi_move_begin(struct pv_store *s, uint32_t purpose, struct pvi_move **out);
+/** Call fn for each live object that is not sealed; `rec` is the page map entry of its head page. It may reserve
+ *  objects. Ends at what it returns, if that is not 0. */
+typedef int pvi_move_fn(void *ctx, void *object, size_t bytes, uint64_t rec);
+int pvi_move_each(struct pvi_move *m, pvi_move_fn *fn, void *ctx);
 /** `fresh`, which the caller has reserved and filled, takes the place of the live object `old`. -ENOMEM. */
 int pvi_move_add(struct pvi_move *m, const void *old, void *fresh);
 /** Copy the contents, as far as both reach; relative references of `fresh` then lead to where those of

@@ -199,6 +199,29 @@ static int visit_segment(struct visit *v, const struct pvi_segment *seg)
 	return err;
 }
 
+static int each_in_segment(const struct pv_store *s, const struct pvi_segment *seg, pvi_move_fn *fn,
+			   void *ctx)
+{
+	int err = 0;
+
+	for (uint32_t i = seg->first_page, n; i < seg->npages && !err; i += n) {
+		uint64_t rec = pvi_rec_load(seg->map, i);
+		uint8_t *at = seg->addr + ((uint64_t) i << s->page_shift);
+		const struct pvi_class *c;
+
+		n = pvi_page_kind(rec) == PV_PAGE_FREE ? 1 : pvi_page_span(s, rec);
+		if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
+			err = fn(ctx, at, (size_t) n << s->page_shift, rec);
+		if (pvi_page_kind(rec) != PV_PAGE_SLAB)
+			continue;
+		c = &s->classes[pvi_rec_class(rec)];
+		for (uint32_t k = 0; k < c->nslots && !err; k++)
+			if (pvi_slab_bytes(s, seg, i, rec)[k] == PV_SLOT_LIVE)
+				err = fn(ctx, at + (size_t) k * c->slot_bytes, c->slot_bytes, rec);
+	}
+	return err;
+}
+
 /* All references in live objects. */
 static int visit_all(struct visit *v)
 {
@@ -209,11 +232,23 @@ static int visit_all(struct visit *v)
 	for (uint32_t i = 0; i < s->nsegments; i++)
 		total += s->segments[i].bytes;
 	for (uint32_t i = 0; i < s->nsegments && !err; i++) {
-		err = visit_segment(v, &s->segments[i]);
+		if (!s->segments[i].sealed)
+			err = visit_segment(v, &s->segments[i]);
 		done += s->segments[i].bytes;
 		if (v->m->progress)
 			v->m->progress(v->m->ctx, done, total);
 	}
+	return err;
+}
+
+int pvi_move_each(struct pvi_move *m, pvi_move_fn *fn, void *ctx)
+{
+	const struct pv_store *s = m->s;
+	int err = 0;
+
+	for (uint32_t k = 0; k < s->nsegments && !err; k++)
+		if (!s->segments[k].sealed)
+			err = each_in_segment(s, &s->segments[k], fn, ctx);
 	return err;
 }
 
@@ -344,5 +379,7 @@ void pvi_move_redo(struct pvi_move *m)
 		put_state(m->s, m->recs[i].old_off, m->recs[i].old_rec, false);
 	pvi_barrier();
 	move_roots(m);
+	if (m->purpose == PV_MOVE_SEAL)
+		pvi_seal_record(m->s, m->segment);
 	memset(&m->s->index.move, 0, sizeof(m->s->index.move));
 }

@@ -37,7 +37,7 @@ static int hold(struct pvi_move *m, uint64_t bytes, void **out)
 int pvi_move_write_tables(struct pvi_move *m)
 {
 	struct pv_store *s = m->s;
-	struct pvi_index_move move = {.purpose = m->purpose, .objects = m->n};
+	struct pvi_index_move move = {.purpose = m->purpose, .objects = m->n, .segment = m->segment};
 	uint64_t at = 0, n = m->n;
 	int err;
 
@@ -145,7 +145,7 @@ static bool place_sound(const struct pv_store *s, uint64_t off, uint64_t rec)
 	const uint8_t *byte;
 	uint64_t entry;
 
-	if (!seg || off - seg->data_off >= seg->data_bytes)
+	if (!seg || seg->sealed || off - seg->data_off >= seg->data_bytes)
 		return false;
 	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
 		return extent_sound(s, seg, off - seg->off, rec);
@@ -198,7 +198,8 @@ static int lanes_idle(const struct pv_store *s)
 
 static int check_move(struct pvi_move *m)
 {
-	int err = lanes_idle(m->s);
+	int err = m->s->index.nmoving ? pvi_fail(-EBADMSG, "index: node /move: the store is being relocated, too")
+				      : lanes_idle(m->s);
 
 	if (!err)
 		err = read_tables(m);
@@ -217,7 +218,7 @@ int pvi_move_attach(struct pv_store *s, struct pvi_move *m)
 {
 	int err = 0;
 
-	*m = (struct pvi_move){.s = s, .purpose = s->index.move.purpose};
+	*m = (struct pvi_move){.s = s, .purpose = s->index.move.purpose, .segment = s->index.move.segment};
 	if (m->purpose)
 		err = check_move(m);
 	if (err)

@@ -125,8 +125,8 @@ static bool in_place(struct pv_store *s, struct pvi_thread *t, const struct pvi_
 
 	if (o->byte)
 		return pvi_class_of(bytes) == pvi_bin_class(o->bin);
-	if (bytes <= s->classes[s->nclasses - 1].slot_bytes || bytes > s->window_bytes ||
-	    bytes >> s->page_shift >= PVI_PAGES_MAX)
+	if (o->seg->sealed || bytes <= s->classes[s->nclasses - 1].slot_bytes ||
+	    bytes > s->window_bytes || bytes >> s->page_shift >= PVI_PAGES_MAX)
 		return false;
 	page = (uint32_t) ((size_t) ((const uint8_t *) object - o->seg->addr) >> s->page_shift);
 	had = pvi_rec_extent_pages(o->rec);

@@ -124,6 +124,8 @@ int pvi_page_load(struct pv_store *s, struct pvi_segment *seg)
 		seg->free_pages -= n;
 	}
 	s->used_pages += seg->npages - seg->free_pages;
+	if (seg->sealed)
+		pvi_seal_take(s, seg);
 	seg->cursor = seg->first_page;
 	seg->no_run = UINT32_MAX;
 	return 0;

@@ -17,9 +17,11 @@ static __attribute__((noinline, cold)) int wrong_state(const struct pvi_object *
 			state <= PV_SLOT_HELD ? names[state] : "no object", want);
 }
 
-static __attribute__((noinline, cold)) int no_word(const void *p)
+static __attribute__((noinline, cold)) int no_word(const struct pv_store *s, const void *p)
 {
-	return pvi_fail(-EINVAL, "%p is not an aligned word in a page of objects of this store", p);
+	int err = pvi_seal_refuse(s, p);
+
+	return err ? err : pvi_fail(-EINVAL, "%p is not an aligned word in a page of objects of this store", p);
 }
 
 static inline bool word_ok(struct pv_store *s, const void *p)
@@ -27,7 +29,7 @@ static inline bool word_ok(struct pv_store *s, const void *p)
 	uint64_t off = (uint64_t) ((uintptr_t) p - s->base);
 	const struct pvi_segment *seg = pvi_store_segment(s, off);
 
-	return pvi_likely(seg && off % 8 == 0 && off - seg->data_off < seg->data_bytes);
+	return pvi_likely(seg && off % 8 == 0 && off - seg->data_off < seg->data_bytes && !seg->sealed);
 }
 
 static inline uint64_t where_is(const struct pv_store *s, const struct pvi_object *o, const void *p,
@@ -60,6 +62,9 @@ static inline int resolve_free(struct pv_store *s, void *p, struct action_rec *o
 		return err;
 	if (pvi_unlikely(pvi_heap_state(o) != PV_SLOT_LIVE))
 		return wrong_state(o, p, "live");
+	err = pvi_seal_refuse(s, p);
+	if (pvi_unlikely(err))
+		return err;
 	out->where = where_is(s, o, p, PV_DO_FREE);
 	out->value = o->byte ? 0 : pvi_rec_free(pvi_rec_extent_pages(o->rec));
 	return 0;
@@ -71,7 +76,7 @@ inline int pvi_heap_resolve(struct pv_store *s, const struct pv_action *a,
 	switch (a->op) {
 	case PV_ACTION_STORE:
 		if (pvi_unlikely(!word_ok(s, a->target)))
-			return no_word(a->target);
+			return no_word(s, a->target);
 		rec->where = pvi_lane_where(PV_DO_WORD, (uintptr_t) a->target - s->base);
 		rec->value = a->value;
 		return 0;
@@ -379,7 +384,7 @@ int pvi_heap_find_live(struct pv_store *s, const void *p, struct pvi_object *o)
 
 int pvi_heap_word(struct pv_store *s, const void *p)
 {
-	return word_ok(s, p) ? 0 : no_word(p);
+	return word_ok(s, p) ? 0 : no_word(s, p);
 }
 
 /* For whoever puts a LIVE beside actions of its own into an intent (roots). */

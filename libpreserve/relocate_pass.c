@@ -441,7 +441,8 @@ static int shift_piece(struct worker *w, uint64_t piece)
 	atomic_fetch_add_explicit(&pass->done_bytes, (to - from) << pass->s->page_shift,
 				  memory_order_relaxed);
 	first = from > seg->first_page ? first_head(seg, (uint32_t) from, to) : seg->first_page;
-	return first < to ? shift_pages(w, seg, first, to) : 0;
+	/* What is sealed is put right at each attach, in memory alone: seal_segment.c. */
+	return first < to && !seg->sealed ? shift_pages(w, seg, first, to) : 0;
 }
 
 /* ---- threads ---- */

@@ -110,6 +110,7 @@ static void set_segment(struct pv_store *s, struct pvi_segment *seg, const struc
 		.number = rec->number,
 		.fd = fd,
 		.birth_generation = rec->birth_generation,
+		.sealed = s->index.segments[rec->number].sealed,
 	};
 	seg->data_off = seg->off + ((uint64_t) rec->first_page << s->page_shift);
 	seg->data_bytes = (uint64_t) (rec->npages - rec->first_page) << s->page_shift;
@@ -237,8 +238,13 @@ int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 	if (memcmp(&rec, &want, sizeof(rec)) != 0)
 		return pvi_fail(-EBADMSG, "%s: the header and the index disagree on its layout", what);
 	err = open_descriptors(s, off, bytes);
-	if (!err)
+	if (!err && s->index.segments[number].sealed) {
+		err = pvi_seal_attach(s, number, fd);
+		if (!err)
+			err = pvi_arena_map_private((uint8_t *) s->base + off, bytes, fd);
+	} else if (!err) {
 		err = pvi_arena_map((uint8_t *) s->base + off, bytes, fd, s->readonly);
+	}
 	if (err)
 		return err;
 	set_segment(s, &s->segments[number], &rec, fd);
@@ -312,7 +318,7 @@ uint32_t pvi_segment_growth_pages(struct pv_store *s)
 }
 
 /* Size of the next segment, or 0 with a message if the limit or the window forbids it. */
-static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t off)
+static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t off, bool exactly)
 {
 	uint64_t granule = 1ull << s->granule_shift, total = total_bytes(s);
 	uint64_t need = bytes_needed(s, npages), bytes;
@@ -320,6 +326,8 @@ static uint64_t next_bytes(const struct pv_store *s, uint32_t npages, uint64_t o
 
 	bytes = last->bytes < SEGMENT_BYTES_MAX ? last->bytes * 2 : SEGMENT_BYTES_MAX;
 	bytes = round_up(bytes < need ? need : bytes, granule);
+	if (exactly)
+		bytes = round_up(need, 1u << s->page_shift);
 	if (bytes > limit_room(s, total))
 		bytes = limit_room(s, total);
 	if (bytes < need) {
@@ -355,6 +363,7 @@ static int join(struct pv_store *s, uint32_t number)
 	s->index.segments[number].bytes = seg->bytes;
 	/* An index that was written meanwhile only makes the name older than the header's. */
 	s->index.segments[number].birth_generation = seg->birth_generation;
+	s->index.segments[number].sealed = false;
 	s->index.nsegments = number + 1;
 	err = pvi_index_stage(&s->index, PVI_INDEX_SLACK, &generation);
 	if (err)
@@ -370,10 +379,10 @@ static int join(struct pv_store *s, uint32_t number)
 	return 0;
 }
 
-int pvi_segment_grow(struct pv_store *s, uint32_t npages)
+static int grow(struct pv_store *s, uint32_t npages, bool exactly)
 {
 	uint32_t number = s->nsegments;
-	uint64_t off = next_off(s), bytes = next_bytes(s, npages, off);
+	uint64_t off = next_off(s), bytes = next_bytes(s, npages, off, exactly);
 	int err;
 
 	if (!bytes)
@@ -390,4 +399,14 @@ int pvi_segment_grow(struct pv_store *s, uint32_t npages)
 	if (err)
 		pvi_segment_abandon(s, number);
 	return err;
+}
+
+int pvi_segment_grow(struct pv_store *s, uint32_t npages)
+{
+	return grow(s, npages, false);
+}
+
+int pvi_segment_grow_exactly(struct pv_store *s, uint32_t npages)
+{
+	return grow(s, npages, true);
 }

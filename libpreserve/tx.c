@@ -257,9 +257,12 @@ int pv_tx_add(struct pv_store *s, void *p, size_t bytes)
 
 	if (pvi_unlikely(err))
 		return err;
-	if (pvi_unlikely(!bytes || !pvi_heap_range_ok(s, off, bytes)))
-		return pvi_misuse(pvi_fail(
-			-EINVAL, "%zu bytes at %p are not within objects of this store", bytes, p));
+	if (pvi_unlikely(!bytes || !pvi_heap_range_ok(s, off, bytes))) {
+		err = pvi_seal_refuse(s, p);
+		return pvi_misuse(err ? err
+				      : pvi_fail(-EINVAL, "%zu bytes at %p are not within objects of "
+							  "this store", bytes, p));
+	}
 	return append(s, t, pvi_lane_where(PV_DO_UNDO, off), bytes, p, bytes);
 }
 

@@ -121,6 +121,7 @@ struct pvi_segment {
 	int fd;
 	uint64_t bytes;
 	uint64_t birth_generation;
+	bool sealed; /* read-only for good */
 	/* Under heap_lock, valid once `loaded`. */
 	bool loaded;
 	uint32_t free_pages;
@@ -274,6 +275,7 @@ struct pvi_index_move {
 	uint32_t ntables;
 	uint64_t objects;
 	uint64_t checksum; /* XXH3-64 of all records, one table behind the other */
+	uint32_t segment;  /* PV_MOVE_SEAL: that is to be sealed */
 	struct {
 		uint64_t off;
 		uint64_t objects;
@@ -310,6 +312,9 @@ struct pvi_index {
 		uint64_t off;
 		uint64_t bytes;
 		uint64_t birth_generation;
+		bool sealed;
+		uint8_t digest[16];   /* of a sealed one: XXH3-128 of all its bytes */
+		uint64_t sealed_base; /* where references in it belong */
 	} *segments; /* PVI_SEGMENTS_MAX */
 	char name[PVI_NAME_MAX + 1];
 	uint8_t uuid[16];

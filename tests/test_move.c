@@ -94,8 +94,9 @@ static void put_in_force(struct setting *t, struct pvi_move *m)
 
 static void the_next_process_finishes_it(void **state)
 {
-	for (uint32_t purpose = PV_MOVE_COMPACT; purpose <= PV_MOVE_UPGRADE; purpose++) {
+	for (uint32_t round = 0; round < 4; round++) {
 		struct setting t = begin(*state);
+		uint32_t purpose = round % 2 ? PV_MOVE_UPGRADE : PV_MOVE_COMPACT;
 		struct pvi_move *m = move_all(&t, purpose, t.words, 0);
 		uint64_t root = (uintptr_t)t.root;
 
@@ -105,7 +106,10 @@ static void the_next_process_finishes_it(void **state)
 		free(m);
 		keeper_crash(t.k, &t.s);
 		assert_fails(store_try(t.k, &t.o, PV_RDONLY, &t.s), -EBUSY, "open it for writing");
+		/* Elsewhere: first the move, among the old addresses, then the relocation. */
+		t.o.relocate = round < 2 ? PV_RELOCATE_AUTO : PV_RELOCATE_ALWAYS;
 		t.s = store_attach(t.k, &t.o);
+		t.o.relocate = PV_RELOCATE_NEVER;
 		assert_int_equal(store_info(t.s).recovered, 1);
 		assert_true((uintptr_t)store_root(t.s) != root);
 		check_list(&t);

@@ -95,6 +95,14 @@ MUTANTS = {
     # The next process does not change what refers to the objects.
     'move-without-references': ('move_redo.c', 'move', 'segments', [(
         '	visit_all(&v);\n', '	if (m->t)\n		visit_all(&v);\n')]),
+    # The next process takes the digest of what is sealed before the references in it are right.
+    'seal-digest-early': ('move_redo.c', 'move', 'seal', [(
+        '	if (m->purpose == PV_MOVE_SEAL)\n', '	if (m->purpose == PV_MOVE_SEAL && m->t)\n'), (
+        '	visit_all(&v);\n', '''	if (m->purpose == PV_MOVE_SEAL && !m->t)
+		pvi_seal_record(m->s, m->segment);
+	m->s->segments[m->segment].sealed = false;
+	visit_all(&v);
+''')]),
     # Old objects are in circulation before the index says that they were moved.
     'move-settled-early': ('move.c', 'move', 'slabs', [(
         '	pvi_move_redo(m);\n', '	pvi_move_redo(m);\n	settle(m);\n'), (

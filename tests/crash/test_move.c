@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <preserve/compact.h>
+#include <preserve/seal.h>
 #include "fixture.h"
 
 #define NODES	64
@@ -31,6 +32,7 @@ struct move_fixture {
 	struct fixture f; /* first: the callbacks of fixture.h get the same pointer */
 	unsigned plan;	  /* which objects there are at the start */
 	pv_type_t type;
+	pv_type_t top; /* of roots: the same fields */
 };
 
 static uint64_t mix(uint64_t x)
@@ -55,13 +57,19 @@ static int types(struct move_fixture *m)
 		PV_TYPE(struct node, "node", 1, PV_POINTER(struct node, next),
 			PV_TAGGED(struct node, middle, ADDRESS), PV_RELATIVE(struct node, far));
 
-	return note_error("pv_type_register", pv_type_register(m->f.store, &node, &m->type));
+	struct pv_typedef top = node;
+	int rc = pv_type_register(m->f.store, &node, &m->type);
+
+	top.name = "top";
+	if (!rc)
+		rc = pv_type_register(m->f.store, &top, &m->top);
+	return note_error("pv_type_register", rc);
 }
 
 static int root(struct move_fixture *m, const char *name, struct node **out)
 {
 	void *p = NULL;
-	int rc = note_error("pv_root", pv_root(m->f.store, name, m->type, sizeof(struct node), &p, NULL));
+	int rc = note_error("pv_root", pv_root(m->f.store, name, m->top, sizeof(struct node), &p, NULL));
 
 	*out = p;
 	return rc;
@@ -117,6 +125,8 @@ struct step {
 static const struct step plans[][8] = {
 	/* Three slabs of a few objects each. */
 	{{64, 61, 0}, {64, 61, 0}, {64, 70, 0}, {64, 0, 0}},
+	/* Some objects of two classes and one that is large. */
+	{{64, 61, 0}, {256, 0, 0}, {34000, 0, 0}, {64, 0, 0}},
 	/* Slabs of two classes and a large object, in segments that can leave. */
 	{{64, 80, 0}, {256, 40, 0}, {64, 100, 0}, {256, 1, 36000}, {34000, 50, 256}, {256, 130, 48}},
 };
@@ -283,6 +293,19 @@ static int op_compact(void *ctx, uintptr_t segments)
 	return rc;
 }
 
+static int op_seal(void *ctx, uintptr_t objects)
+{
+	struct move_fixture *m = ctx;
+	struct pv_seal_report report;
+	int rc = note_error("pv_seal", pv_seal(m->f.store, &m->type, 1, &report));
+
+	if (rc == 0 && report.objects != objects) {
+		crash_note("%" PRIu64 " objects were sealed", report.objects);
+		rc = -EDOM;
+	}
+	return rc;
+}
+
 static int op_push(void *ctx, uintptr_t bytes)
 {
 	struct move_fixture *m = ctx;
@@ -332,7 +355,8 @@ static int probe(void *ctx)
 }
 
 static struct move_fixture slabs = {.f = {.lanes = 2}, .plan = 0};
-static struct move_fixture segments = {.f = {.lanes = 2}, .plan = 1};
+static struct move_fixture sealed = {.f = {.lanes = 2}, .plan = 1};
+static struct move_fixture segments = {.f = {.lanes = 2}, .plan = 2};
 
 static const struct crash_op slab_ops[] = {
 	{"merge slabs", op_compact, 1, CRASH_UNCHANGED, NULL},
@@ -342,6 +366,13 @@ static const struct crash_op segment_ops[] = {
 	{"attach: all is cold", op_attach, 0, CRASH_UNCHANGED, NULL},
 	{"move all into the first segments", op_compact, 2, CRASH_UNCHANGED, NULL},
 	{"grow again", op_push, 40000, CRASH_ATOMIC, NULL},
+};
+
+static const struct crash_op seal_ops[] = {
+	{"seal", op_seal, 4, CRASH_UNCHANGED, NULL},
+	{"a node before what is sealed", op_push, 64, CRASH_ATOMIC, NULL},
+	{"attach: all is cold", op_attach, 0, CRASH_UNCHANGED, NULL},
+	{"seal that too", op_seal, 1, CRASH_UNCHANGED, NULL},
 };
 
 #define MOVE_SCENARIO(title, operations, fixture)                                                  \
@@ -357,6 +388,7 @@ int main(int argc, char **argv)
 	static const struct crash_scenario scenarios[] = {
 		MOVE_SCENARIO("slabs", slab_ops, &slabs),
 		MOVE_SCENARIO("segments", segment_ops, &segments),
+		MOVE_SCENARIO("seal", seal_ops, &sealed),
 	};
 
 	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
