@@ -249,7 +249,7 @@ static int move_one(struct round *r, void *old, uint32_t type, uint64_t bytes, u
 	s->steer.to = 0;
 	if (err)
 		return err;
-	pvi_move_copy(r->m, fresh, old);
+	pvi_move_copy_all(r->m, fresh, old, bytes, type);
 	err = pvi_move_add(r->m, old, fresh);
 	if (err)
 		pv_cancel(s, fresh);

@@ -55,6 +55,8 @@ int pvi_move_add(struct pvi_move *m, const void *old, void *fresh);
 /** Copy the contents, as far as both reach; relative references of `fresh` then lead to where those of
  *  `old` do. */
 void pvi_move_copy(struct pvi_move *m, void *fresh, const void *old);
+/** The same for who knows type and size, which both have. */
+void pvi_move_copy_all(struct pvi_move *m, void *fresh, const void *old, size_t bytes, uint32_t number);
 /**
  * Do it, and free m. Errors, with nothing changed and all new objects given back: -ENOMEM, -ENOSPC no room
  * for the tables or in the index; PV_MOVE_UPGRADE: -EINVAL a reference leads into the middle of an old

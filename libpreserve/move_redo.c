@@ -300,21 +300,25 @@ static int keep_relative(void *ctx, uint8_t *at, const struct pvi_field *f)
 	return 0;
 }
 
+void pvi_move_copy_all(struct pvi_move *m, void *fresh, const void *old, size_t bytes, uint32_t number)
+{
+	const struct pvi_type *type = &m->s->index.types[number];
+	uint64_t distance = (uintptr_t) fresh - (uintptr_t) old;
+
+	memcpy(fresh, old, bytes);
+	if (type->has_pointers && !type->simple)
+		pvi_typemap_visit(type, fresh, bytes, keep_relative, &distance);
+}
+
 void pvi_move_copy(struct pvi_move *m, void *fresh, const void *old)
 {
 	struct pv_store *s = m->s;
 	size_t from = pv_usable_bytes(s, old), to = pv_usable_bytes(s, fresh);
-	uint64_t distance = (uintptr_t) fresh - (uintptr_t) old;
-	size_t bytes = from < to ? from : to;
-	const struct pvi_type *type;
 	struct pvi_object o;
 
-	memcpy(fresh, old, bytes);
-	if (pvi_heap_find_live(s, old, &o))
-		return;
-	type = &s->index.types[o.byte ? pvi_bin_type(o.bin) : pvi_rec_extent_type(o.rec)];
-	if (type->has_pointers && !type->simple)
-		pvi_typemap_visit(type, fresh, bytes, keep_relative, &distance);
+	if (pvi_heap_find_live(s, old, &o) == 0)
+		pvi_move_copy_all(m, fresh, old, from < to ? from : to,
+				  o.byte ? pvi_bin_type(o.bin) : pvi_rec_extent_type(o.rec));
 }
 
 /* ---- redo ---- */

@@ -186,7 +186,7 @@ static int move_object(void *ctx, void *object, size_t bytes, uint64_t rec)
 	s->steer.from = s->steer.to = 0;
 	if (err)
 		return err;
-	pvi_move_copy(seal->m, fresh, object);
+	pvi_move_copy_all(seal->m, fresh, object, bytes, type_of(rec));
 	err = pvi_move_add(seal->m, object, fresh);
 	if (err)
 		pv_cancel(s, fresh);
