@@ -12,6 +12,8 @@
 #include <urcu/call-rcu.h>
 #include <urcu/flavor.h>
 
+#include <preserve/compact.h>
+
 #include "model.h"
 
 /* ---- a flavour of RCU without readers ---- */
@@ -51,9 +53,30 @@ static const struct rcu_flavor_struct no_readers = {
 
 /* ---- the model ---- */
 
-static void model_open(struct model *m)
+/* Objects have moved: where are they? */
+static void find_again(struct model *m)
 {
 	void *root = NULL;
+	char name[8];
+
+	assert_ok(pv_root(m->s, "table", m->table_type, sizeof(struct table), &root, NULL));
+	m->table = root;
+	for (int i = 0; i < NCELLS; i++) {
+		assert_int_equal(!m->cells[i].p, !m->table->cells[i]);
+		m->cells[i].p = m->table->cells[i];
+	}
+	for (int i = 0; i < ROOTS; i++) {
+		snprintf(name, sizeof(name), "root%d", i);
+		if (m->roots[i].p)
+			assert_ok(pv_root(m->s, name, m->roots[i].type, m->roots[i].bytes, &m->roots[i].p,
+					  NULL));
+	}
+}
+
+static void model_open(struct model *m)
+{
+	const struct pv_typedef table =
+		PV_TYPE(struct table, "table", 1, PV_POINTER(struct table, cells));
 	char name[8];
 
 	m->s = m->k->n ? store_attach(m->k, &m->o) : store_create(m->k, &m->o);
@@ -61,9 +84,8 @@ static void model_open(struct model *m)
 		snprintf(name, sizeof(name), "type%d", i);
 		m->types[i] = store_bytes_type(m->s, name);
 	}
-	m->table_type = store_bytes_type(m->s, "table");
-	assert_ok(pv_root(m->s, "table", m->table_type, sizeof(struct table), &root, NULL));
-	m->table = root;
+	assert_ok(pv_type_register(m->s, &table, &m->table_type));
+	find_again(m);
 	assert_ok(pv_retire_flavor(m->s, &no_readers));
 }
 
@@ -380,6 +402,21 @@ static void trim(struct model *m)
 	assert_in_range(store_info(m->s).bytes, 0, bytes);
 }
 
+/* Nothing may be reserved meanwhile. */
+static void compact(struct model *m)
+{
+	uint64_t bytes = store_info(m->s).bytes;
+
+	if (m->nreserved)
+		assert_fails(pv_compact(m->s, NULL, NULL), -EBUSY, "reserved");
+	while (m->nreserved)
+		cancel_one(m);
+	m->nretired = 0; /* it waits for them */
+	model_room(m, pv_compact(m->s, NULL, NULL));
+	assert_in_range(store_info(m->s).bytes, 0, bytes);
+	find_again(m);
+}
+
 /* What has to be refused, with nothing changed. */
 static void mistake(struct model *m)
 {
@@ -429,7 +466,7 @@ static void step(struct model *m)
 	else if (what < 96)
 		grace_period(m);
 	else if (what < 97)
-		trim(m);
+		random_below(&m->random, 3) ? trim(m) : compact(m);
 	else
 		mistake(m);
 }
