@@ -93,7 +93,7 @@ int pvi_move_settle(struct pvi_move *m)
 		if (m->recs[i - 1].old_off == m->recs[i].old_off)
 			return pvi_fail(-EINVAL, "the object at offset 0x%" PRIx64 " is to move twice",
 					m->recs[i].old_off);
-	m->first = calloc(m->s->nsegments, sizeof(*m->first));
+	m->first = calloc(PVI_SEGMENTS_MAX, sizeof(*m->first)); /* the tables may take a segment more */
 	if (!m->first)
 		return pvi_fail(-ENOMEM, "no memory to find the objects that move");
 	for (uint32_t i = 0; i < m->s->nsegments && !err; i++)
@@ -103,7 +103,7 @@ int pvi_move_settle(struct pvi_move *m)
 
 void pvi_move_free(struct pvi_move *m)
 {
-	for (uint32_t i = 0; m->first && i < m->s->nsegments; i++)
+	for (uint32_t i = 0; m->first && i < PVI_SEGMENTS_MAX; i++)
 		free(m->first[i]);
 	free(m->first);
 	free(m->recs);

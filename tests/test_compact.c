@@ -377,6 +377,49 @@ static void a_full_store(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* Without a limit the tables may take another segment, which goes again. */
+static void tables_in_another_segment(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = growing_options(k);
+	struct pv_store *s = store_create(k, &o);
+	struct cells *t = pointers(s);
+	pv_type_t bytes = store_bytes_type(s, "bytes");
+	unsigned int adds = k->adds, drops = k->drops;
+	struct pv_compact_report r;
+	void *page[CELLS];
+	int n = 0, pages = 0;
+
+	while (n < 80)
+		publish_ok(s, bytes, 1024, &t->cells[n]), n++;
+	for (int i = 1; i < n; i++)
+		if (i % 10)
+			assert_ok(pv_free(s, &t->cells[i]));
+	/* Every page that is left. */
+	assert_ok(pv_trim(s, NULL));
+	while (store_info(s).segments == 1 && pages < CELLS) {
+		assert_ok(pvi_heap_hold(s, 4096, &page[pages]));
+		pages++;
+	}
+	assert_in_range(pages, 2, CELLS - 1);
+	assert_ok(pv_cancel(s, page[--pages]));
+	assert_ok(pv_trim(s, NULL));
+	assert_int_equal(store_info(s).segments, 1);
+	/* They are somebody's, as far as anybody can see. */
+	for (int i = 0; i < pages; i++)
+		s->segments[0].slabs[((uint8_t *)page[i] - s->segments[0].addr) >> s->page_shift].state =
+			PVI_SLAB_NONE;
+	adds = k->adds, drops = k->drops;
+	r = compact(s, 0);
+	assert_true(r.objects_moved > 0);
+	assert_true(k->adds > adds);
+	assert_int_equal(k->adds - adds, k->drops - drops);
+	assert_int_equal(store_info(s).segments, 1);
+	t = pointers(s);
+	assert_non_null(t->cells[10]);
+	assert_ok(pv_close(s));
+}
+
 /* ---- threads ---- */
 
 struct churner {
@@ -549,6 +592,7 @@ int main(void)
 		with_keeper(pinned_objects_stay),
 		with_keeper(what_stands_in_the_way_is_said),
 		with_keeper(a_full_store),
+		with_keeper(tables_in_another_segment),
 		with_keeper(threads_stand_still_and_go_on),
 		with_keeper(a_map_is_opened_again),
 		with_keeper(on_attach),
