@@ -46,7 +46,7 @@
  *    -ENOMEM         the kernel gave no memory
  *    -EINVAL         an argument is wrong: null, foreign, freed or never reserved pointer, size 0
  *    -EUSERS         all lanes are in use (pv_options.lanes threads use the store already)
- *    -EPERM          the store was opened with PV_RDONLY; or the store is frozen
+ *    -EPERM          the store was opened with PV_RDONLY; or the object is sealed (preserve/seal.h)
  *    -ENODEV         no /dev/liveupdate: this kernel has no Live Update Orchestrator, or it is off
  *    -EACCES         permission is missing; the message names what was refused
  *
@@ -194,7 +194,8 @@ struct pv_options {
  * `opts` may be NULL (all defaults, no PV_CREATE). *out is owned by the caller: pv_close().
  *
  * Errors: -EINVAL name or options; -ENOENT no store and no PV_CREATE; -EEXIST; -EBUSY another
- * writer (named by pid); -EBADMSG, -EPROTONOSUPPORT, -ENXIO image refused and left untouched;
+ * writer (named by pid), or PV_RDONLY while objects are moved (preserve/compact.h), or after that was
+ * interrupted; with PV_COMPACT those of pv_compact(); -EBADMSG, -EPROTONOSUPPORT, -ENXIO image refused and left untouched;
  * -EADDRINUSE; -EFAULT a dangling pointer while relocating, everything moved back; -ENOMEM (address
  * space: see window_bytes and RLIMIT_AS); -ENODEV, -EACCES backend.
  * A crash in here leaves a store that can be opened, or, while creating, none.
