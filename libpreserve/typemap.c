@@ -234,7 +234,7 @@ struct series {
 static struct series series(uint64_t off, uint32_t stride, uint32_t count)
 {
 	return (struct series){off & ~7ull, stride ? stride : 8,
-			       count == PV_FLEXIBLE ? 1ull << 32 : stride ? count : 1};
+			       !stride ? 1 : count == PV_FLEXIBLE ? 1ull << 32 : count};
 }
 
 /* x with a * x == gcd(a, m) modulo m; the gcd. */
@@ -255,33 +255,52 @@ static uint64_t inverse(uint64_t a, uint64_t m, uint64_t *x)
 	return (uint64_t) r0;
 }
 
-/* Have two series a word in common: a.off + i * a.stride == b.off + j * b.stride? */
-static bool meet(struct series a, struct series b)
+/** Where two series have words in common: elements i and j, and each step_i-th and step_j-th after these. */
+struct meeting {
+	uint64_t i, j;
+	uint64_t step_i, step_j;
+	bool several;
+};
+
+/* a.off + i * a.stride == b.off + j * b.stride? a begins first. */
+static bool meet_ordered(struct series a, struct series b, struct meeting *m)
 {
-	uint64_t distance, g, x, step, i;
+	uint64_t distance = b.off - a.off, g, x;
 
-	if (a.off > b.off) {
-		struct series swap = a;
-
-		a = b;
-		b = swap;
-	}
-	distance = b.off - a.off;
 	if (distance > (a.n - 1) * a.stride)
 		return false;
 	g = inverse(a.stride, b.stride, &x);
 	if (distance % g)
 		return false;
-	/* i is this modulo step, and so large that j is not negative; the smallest has the smallest j. */
-	step = b.stride / g;
-	i = (uint64_t) ((unsigned __int128) (distance / g) * x % step);
-	if (i * a.stride < distance)
-		i += ((distance - i * a.stride + a.stride - 1) / a.stride + step - 1) / step * step;
-	return i < a.n && (i * a.stride - distance) / b.stride < b.n;
+	/* i is this modulo step_i, and so large that j is not negative; the smallest has the smallest j. */
+	m->step_i = b.stride / g;
+	m->step_j = a.stride / g;
+	m->i = (uint64_t) ((unsigned __int128) (distance / g) * x % m->step_i);
+	if (m->i * a.stride < distance)
+		m->i += ((distance - m->i * a.stride + a.stride - 1) / a.stride + m->step_i - 1) /
+			m->step_i * m->step_i;
+	m->j = (m->i * a.stride - distance) / b.stride;
+	m->several = m->i + m->step_i < a.n && m->j + m->step_j < b.n;
+	return m->i < a.n && m->j < b.n;
 }
 
-/* Do the conditions of two fields exclude each other? */
-static bool exclusive(const struct pvi_field *a, const struct pvi_field *b)
+static bool meet(struct series a, struct series b, struct meeting *m)
+{
+	struct meeting n;
+
+	if (a.off <= b.off)
+		return meet_ordered(a, b, m);
+	if (!meet_ordered(b, a, &n))
+		return false;
+	*m = (struct meeting){n.j, n.i, n.step_j, n.step_i, n.several};
+	return true;
+}
+
+/*
+ * Do the conditions of two fields exclude each other where they meet? They do if both ask the same integer
+ * for different values. `each`: what meets of b is one for each element, not one for all of them.
+ */
+static bool exclusive(const struct pvi_field *a, const struct pvi_field *b, const struct meeting *m, bool each)
 {
 	for (unsigned int i = 0; i < a->nwhen; i++) {
 		const struct pvi_when *v = &a->when[i];
@@ -289,28 +308,36 @@ static bool exclusive(const struct pvi_field *a, const struct pvi_field *b)
 		for (unsigned int k = 0; k < b->nwhen; k++) {
 			const struct pvi_when *w = &b->when[k];
 
-			if (v->op == PVI_WHEN_EQUAL && w->op == PVI_WHEN_EQUAL && v->off == w->off &&
-			    v->stride == w->stride && v->bytes == w->bytes &&
-			    ((v->value ^ w->value) & v->mask & w->mask))
+			if (v->op == PVI_WHEN_EQUAL && w->op == PVI_WHEN_EQUAL && v->bytes == w->bytes &&
+			    ((v->value ^ w->value) & v->mask & w->mask) && (each || !w->stride) &&
+			    v->off + m->i * v->stride == w->off + m->j * w->stride &&
+			    (!m->several || v->stride * m->step_i == w->stride * m->step_j))
 				return true;
 		}
 	}
 	return false;
 }
 
+static struct series words_of(const struct pvi_field *f)
+{
+	return series(f->off, f->stride, f->count);
+}
+
 /* Is one of the words that a field names something that decides about another one, or about itself? Then
  * moving an object would change what is a reference. */
 static bool decides(const struct pvi_field *f, const struct pvi_field *about)
 {
-	struct series words = series(f->off, f->stride, f->count);
+	struct meeting m;
 
-	if (about->count_bytes && meet(words, series(about->count_off, 0, 1)))
+	if (about->count_bytes && meet(words_of(f), series(about->count_off, 0, 1), &m) &&
+	    !exclusive(f, about, &m, false))
 		return true;
 	for (unsigned int k = 0; k < about->nwhen; k++) {
 		const struct pvi_when *w = &about->when[k];
 
 		if ((w->mask << w->off % 8 * 8 & f->mask) &&
-		    meet(words, series(w->off, w->stride, about->count)))
+		    meet(words_of(f), series(w->off, w->stride, about->count), &m) &&
+		    !exclusive(f, about, &m, w->stride != 0))
 			return true;
 	}
 	return false;
@@ -323,12 +350,12 @@ static int check_pairs(const struct pvi_type *t, char *why, size_t room)
 
 		for (uint32_t k = 0; k < t->nfields; k++) {
 			const struct pvi_field *g = &t->fields[k];
+			struct meeting m;
 
-			if ((g->nwhen || g->count_bytes) && !exclusive(f, g) && decides(f, g))
+			if ((g->nwhen || g->count_bytes) && decides(f, g))
 				return wrong(why, room, f, "it is a reference, and decides whether %s is",
 					     g->name ? g->name : "another");
-			if (k > i && meet(series(f->off, f->stride, f->count),
-					  series(g->off, g->stride, g->count)) && !exclusive(f, g))
+			if (k > i && meet(words_of(f), words_of(g), &m) && !exclusive(f, g, &m, true))
 				return wrong(why, room, f,
 					     "%s is at the same place, without a condition that "
 					     "excludes one of them",
