@@ -232,16 +232,14 @@ struct pv_typedef {
 #ifndef __cplusplus
 #define PVX_FIELDS(...)	 (const struct pv_field[]){__VA_ARGS__}
 #define PVX_NFIELDS(...) (sizeof((const struct pv_field[]){__VA_ARGS__}) / sizeof(struct pv_field))
-#else /* which has no compound literals that last */
-#define PVX_FIELDS(...)                                                                            \
-	[]() -> const struct pv_field * {                                                          \
-		static const struct pv_field fields[] = {__VA_ARGS__};                             \
-		return fields;                                                                     \
-	}()
-#define PVX_NFIELDS(...)                                                                           \
-	[]() -> uint32_t {                                                                         \
-		static const struct pv_field fields[] = {__VA_ARGS__};                             \
-		return (uint32_t) (sizeof(fields) / sizeof(*fields));                              \
+#else /* which has no compound literals that last; each has a name of its own, for -Wshadow */
+#define PVX_FIELDS(...)	     PVX_ARRAY(__COUNTER__, const struct pv_field *, , __VA_ARGS__)
+#define PVX_NFIELDS(...)     PVX_ARRAY(__COUNTER__, uint32_t, sizeof, __VA_ARGS__) / (uint32_t) sizeof(struct pv_field)
+#define PVX_ARRAY(id, ...)   PVX_ARRAY_(id, __VA_ARGS__)
+#define PVX_ARRAY_(id, type, take, ...)                                                            \
+	[]() -> type {                                                                             \
+		static const struct pv_field fields_##id[] = {__VA_ARGS__};                        \
+		return (type) (take(fields_##id));                                                 \
 	}()
 #endif
 

@@ -191,6 +191,10 @@ int pvi_segment_grow''')]),
 		else
 			finish(s, &copy);
 ''')]),
+    # The new bucket is linked to overflow buckets before these are live.
+    'split-links-early': ('map_grow.c', 'map', 'map-crowd', [(
+        'return first ? map_change_push(change, PV_STORE(&b->next, (uintptr_t)first)) : 0;',
+        'b->next = first;\n	return 0;')]),
     # What was freed is in circulation while the lane still says that it is to be freed.
     'settled-early': ('publish.c', 'others', 'extent-link', [(
         '''	pvi_lane_end(t->lane);

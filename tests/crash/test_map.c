@@ -2,13 +2,15 @@
 /*
  * test_map.c - crash sweeps of the hash map: creation, changes, splits and merges of buckets,
  * chains that overflow, clearing. The check walks the map's own objects (map_layout.h) as well, so
- * that an object of the map that is live but reached by nobody is found.
+ * that an object of the map that is live but reached by nobody is found; and it follows all references
+ * by the types' maps, also those in buckets that the map does not use.
  */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <preserve/map.h>
 #include "fixture.h"
 #include "map_layout.h"
+#include "../references.h"
 
 struct item {
 	uint64_t number, value;
@@ -244,12 +246,18 @@ static int set_up_shrunk(void *ctx)
 static int recover(void *ctx, const struct crash_image *image)
 {
 	struct map_fixture *m = ctx;
+	struct references r;
 	int rc;
 
 	m->map = NULL;
 	rc = fixture_recover(ctx, image);
 	if (rc || !m->f.store || !fixture_has_root(&m->f, "map"))
 		return rc;
+	/* Before the map has had a chance to tidy up: what moves a store does not wait for it. */
+	if (!references_sound(m->f.store, &r)) {
+		crash_note("%s", r.wrong);
+		return -1;
+	}
 	return open_map(m);
 }
 
@@ -311,6 +319,7 @@ static uint64_t check(void *ctx)
 	struct pv_check_report report;
 	struct sum sum = {5, 0};
 	uint64_t problems, expected;
+	struct references r;
 
 	if (!m->f.store)
 		return 1;
@@ -320,6 +329,10 @@ static uint64_t check(void *ctx)
 		return 3; /* a store without a map */
 	if (pv_map_check(m->map, tell, NULL, &problems) != 0 || problems)
 		return 0;
+	if (!references_sound(m->f.store, &r)) {
+		crash_note("%s", r.wrong);
+		return 0;
+	}
 	pv_map_each(m->map, add_item, &sum);
 	expected = 1 + table_objects(m->map->root->current); /* and the root */
 	for (const struct map_rec *d = m->map->root->doomed; d; d = d->next)
