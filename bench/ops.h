@@ -18,6 +18,8 @@
  *	ops_change(slot, value)		ops_fill_64() on that object, in a transaction (not malloc)
  *	ops_object(slot)		address of the object that the slot names
  *	ops_value(slot)			its first 8 bytes
+ *	ops_visit(&n)			visit all objects: how many, and the sum of their first 8
+ *					bytes (not malloc)
  *
  * Where data survive, each of the four changes is atomic with respect to a crash. Two threads must
  * not change a slot at the same time.

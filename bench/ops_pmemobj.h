@@ -138,6 +138,21 @@ static inline void ops_change(bench_slot *slot, uint64_t value)
 		bench_die("pmemobj_tx_end: %s", pmemobj_errormsg());
 }
 
+/* What POBJ_FOREACH_TYPE is made of: all objects, those of other types passed over. */
+static inline uint64_t ops_visit(uint64_t *n)
+{
+	uint64_t sum = 0;
+
+	*n = 0;
+	for (PMEMoid o = pmemobj_first(ops_pool); !OID_IS_NULL(o); o = pmemobj_next(o)) {
+		if (pmemobj_type_num(o) != OPS_TYPE)
+			continue;
+		(*n)++;
+		sum += *(uint64_t *)pmemobj_direct(o);
+	}
+	return sum;
+}
+
 static inline uint64_t ops_value(const bench_slot *slot)
 {
 	return *ops_object(slot);

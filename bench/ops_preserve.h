@@ -103,6 +103,24 @@ static inline void ops_change(bench_slot *slot, uint64_t value)
 	ops_check(pv_tx_commit(ops_store), "pv_tx_commit");
 }
 
+static inline int ops_add_up(void *ctx, void *object, size_t bytes, pv_type_t type)
+{
+	uint64_t *found = ctx;
+
+	found[0]++;
+	found[1] += *(uint64_t *)object;
+	return 0;
+}
+
+static inline uint64_t ops_visit(uint64_t *n)
+{
+	uint64_t found[2] = {0, 0};
+
+	ops_check(pv_iterate(ops_store, ops_object_type, ops_add_up, found), "pv_iterate");
+	*n = found[0];
+	return found[1];
+}
+
 static inline uint64_t ops_value(const bench_slot *slot)
 {
 	return *ops_object(slot);

@@ -14,6 +14,7 @@ sys.dont_write_bytecode = True
 # pylint: disable=wrong-import-position
 import bench_alloc
 import bench_attach
+import bench_check
 import bench_kv
 import bench_memory
 import bench_relocate
@@ -23,7 +24,7 @@ import benchlib
 import report
 
 BENCHMARKS = {m.NAME: m for m in (bench_attach, bench_kv, bench_alloc, bench_tx, bench_memory,
-                                  bench_relocate, bench_upgrade)}
+                                  bench_relocate, bench_upgrade, bench_check)}
 
 
 def describe():

@@ -428,7 +428,7 @@ bool pvi_index_staged_sound(const struct pvi_index *idx, uint64_t generation)
 	rec.commit = pvi_index_commit_word(rec.uuid, generation);
 	if (pvi_index_read(&next, idx->fd, &rec, PVI_INDEX_STRICT))
 		return false;
-	same = next.bytes == idx->bytes && next.base == idx->base &&
+	same = next.bytes == idx->rec->bytes && next.base == idx->base &&
 	       next.window_bytes == idx->window_bytes && next.granule_bytes == idx->granule_bytes &&
 	       next.page_bytes == idx->page_bytes && next.nlanes == idx->nlanes &&
 	       next.ntypes == idx->ntypes && next.nsegments == idx->nsegments &&

@@ -6,9 +6,9 @@
  *	commit := its generation		crash from here on: the new one is
  *	write it to the first slot, too		the mirror; a crash leaves the new index without one
  *
- * So between two changes both slots hold the same tree, and damage to one of them is mended from the
- * other without guessing. Which slot is in force is said by the generation alone: number generation & 1.
- * The mirror carries the same generation in the other place.
+ * So between two changes both slots hold the same tree, and damage to one of them is mended from
+ *the other without guessing. Which slot is in force is said by the generation alone: number
+ *generation & 1. The mirror carries the same generation in the other place.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -46,7 +46,7 @@ static uint64_t header_checksum(const struct index_rec *rec)
 void pvi_index_format(struct index_rec *rec, const uint8_t uuid[16], uint64_t bytes)
 {
 	rec->format_version = PV_FORMAT_VERSION;
-	rec->slot_bytes = (uint32_t) (bytes - PV_INDEX_HEADER_BYTES) / 2;
+	rec->slot_bytes = (uint32_t)(bytes - PV_INDEX_HEADER_BYTES) / 2;
 	memcpy(rec->uuid, uuid, 16);
 	rec->bytes = bytes;
 	rec->magic = PV_INDEX_MAGIC;
@@ -56,7 +56,8 @@ void pvi_index_format(struct index_rec *rec, const uint8_t uuid[16], uint64_t by
 int pvi_index_check_header(const struct index_rec *rec, uint64_t bytes)
 {
 	if (rec->magic != PV_INDEX_MAGIC)
-		return pvi_fail(-EBADMSG, "index: not an index of libpreserve (magic 0x%016" PRIx64 ")",
+		return pvi_fail(-EBADMSG,
+				"index: not an index of libpreserve (magic 0x%016" PRIx64 ")",
 				rec->magic);
 	if (rec->format_version != PV_FORMAT_VERSION)
 		return pvi_fail(-EPROTONOSUPPORT,
@@ -65,7 +66,8 @@ int pvi_index_check_header(const struct index_rec *rec, uint64_t bytes)
 	if (rec->checksum != header_checksum(rec))
 		return pvi_fail(-EBADMSG, "index: the header's checksum is wrong");
 	if (rec->bytes != bytes)
-		return pvi_fail(-EBADMSG, "index: the header says %" PRIu64 " bytes, the memfd has %" PRIu64,
+		return pvi_fail(-EBADMSG,
+				"index: the header says %" PRIu64 " bytes, the memfd has %" PRIu64,
 				rec->bytes, bytes);
 	if (rec->slot_bytes % 4096 || rec->slot_bytes < 4096 ||
 	    PV_INDEX_HEADER_BYTES + 2ull * rec->slot_bytes != bytes)
@@ -96,12 +98,12 @@ static uint32_t slot_off(const struct index_rec *rec, unsigned int number)
 
 static struct index_slot_rec *slot_at(const struct index_rec *rec, unsigned int number)
 {
-	return (struct index_slot_rec *) ((uint8_t *) (uintptr_t) rec + slot_off(rec, number));
+	return (struct index_slot_rec *)((uint8_t *)(uintptr_t)rec + slot_off(rec, number));
 }
 
 uint32_t pvi_index_slot_room(const struct index_rec *rec)
 {
-	return rec->slot_bytes - (uint32_t) sizeof(struct index_slot_rec);
+	return rec->slot_bytes - (uint32_t)sizeof(struct index_slot_rec);
 }
 
 static uint64_t slot_checksum(const void *fdt, uint64_t bytes, uint64_t generation)
@@ -110,10 +112,11 @@ static uint64_t slot_checksum(const void *fdt, uint64_t bytes, uint64_t generati
 }
 
 /* The memory of as much of a slot as is going to be written. */
-static int commit_slot(const struct pvi_index *idx, const struct index_slot_rec *slot, uint64_t bytes)
+static int commit_slot(const struct pvi_index *idx, const struct index_slot_rec *slot,
+		       uint64_t bytes)
 {
-	uint8_t *start = (uint8_t *) idx->rec;
-	uint64_t off = (uint64_t) ((const uint8_t *) slot - start), from = off & ~4095ull;
+	uint8_t *start = (uint8_t *)idx->rec;
+	uint64_t off = (uint64_t)((const uint8_t *)slot - start), from = off & ~4095ull;
 
 	return pvi_arena_commit(idx->fd, start, from, ((off + bytes + 4095) & ~4095ull) - from);
 }
@@ -183,19 +186,19 @@ static const char *slot_fault_for(const struct index_slot_rec *slot, uint32_t sl
 	return slot_fault(slot, slot_bytes);
 }
 
-/* A copy of a slot, as long as it says it is (or whole, if that makes no sense): what is checked is what
- * is used, whoever else has the memfd mapped. NULL with a message. */
+/* A copy of a slot, as long as it says it is (or whole, if that makes no sense): what is checked is
+ * what is used, whoever else has the memfd mapped. NULL with a message. */
 static struct index_slot_rec *copy_of(int fd, const struct index_rec *rec, unsigned int number)
 {
 	struct index_slot_rec head, *slot;
-	off_t at = (off_t) slot_off(rec, number);
+	off_t at = (off_t)slot_off(rec, number);
 	size_t n = rec->slot_bytes;
 
-	if (pread(fd, &head, sizeof(head), at) == (ssize_t) sizeof(head) &&
+	if (pread(fd, &head, sizeof(head), at) == (ssize_t)sizeof(head) &&
 	    head.bytes <= n - sizeof(head))
 		n = sizeof(head) + head.bytes;
 	slot = malloc(n);
-	if (slot && pread(fd, slot, n, at) == (ssize_t) n) {
+	if (slot && pread(fd, slot, n, at) == (ssize_t)n) {
 		if (slot->bytes > n - sizeof(head)) /* changed meanwhile: out of bounds */
 			slot->bytes = UINT64_MAX;
 		return slot;
@@ -208,19 +211,20 @@ static struct index_slot_rec *copy_of(int fd, const struct index_rec *rec, unsig
 /*
  * Which of the slots was in force, if that is known without a guess: -1 if it is not.
  *
- * The commit word is sound, its slot is not: the other one, if it is the mirror. With PVI_INDEX_MEND also
- * if it is one generation behind: then the mirror had not been begun, so the call that changed the index
- * had not returned, and nothing that follows from the change had been done.
+ * The commit word is sound, its slot is not: the other one, if it is the mirror. With
+ * PVI_INDEX_MEND also if it is one generation behind: then the mirror had not been begun, so the
+ * call that changed the index had not returned, and nothing that follows from the change had been
+ * done.
  *
  * The commit word is damaged (PVI_INDEX_MEND): the sound slot, and of two the one with the lower
- * generation. While a slot is written the other one is in force. If both are sound and differ, the higher
- * one was either not in force yet, or its mirror had not been begun: as above.
+ * generation. While a slot is written the other one is in force. If both are sound and differ, the
+ * higher one was either not in force yet, or its mirror had not been begun: as above.
  */
 static int in_force(const struct index_rec *rec, struct index_slot_rec *const slots[2],
 		    enum pvi_index_how how)
 {
 	uint64_t generation = rec->commit & PV_COMMIT_GENERATION_MASK;
-	int native = (int) (generation & 1), sound[2];
+	int native = (int)(generation & 1), sound[2];
 
 	for (int i = 0; i < 2; i++)
 		sound[i] = slots[i] && !slot_fault(slots[i], rec->slot_bytes);
@@ -237,7 +241,7 @@ static int in_force(const struct index_rec *rec, struct index_slot_rec *const sl
 	if (!sound[0] || !sound[1])
 		return sound[1];
 	if (slots[0]->generation == slots[1]->generation)
-		return (int) (slots[0]->generation & 1);
+		return (int)(slots[0]->generation & 1);
 	if (slots[0]->generation + 1 < slots[1]->generation ||
 	    slots[1]->generation + 1 < slots[0]->generation)
 		return -1;
@@ -251,11 +255,13 @@ static int refused(const struct index_rec *rec, const struct index_slot_rec *slo
 
 	if (!commit_sound(rec))
 		return pvi_fail(-EBADMSG,
-				"index: the commit word 0x%016" PRIx64 " is damaged: its check does not "
+				"index: the commit word 0x%016" PRIx64
+				" is damaged: its check does not "
 				"fit generation %" PRIu64,
 				rec->commit, generation);
 	return pvi_fail(-EBADMSG,
-			"index: generation %" PRIu64 " (slot %u at byte %zu): %s, and there is no mirror "
+			"index: generation %" PRIu64
+			" (slot %u at byte %zu): %s, and there is no mirror "
 			"of it; look at it with `dtc -I dtb -O dts`",
 			generation, native, slot_off(rec, native) + sizeof(*slot),
 			slot_fault_for(slot, rec->slot_bytes, generation));
@@ -266,22 +272,23 @@ int pvi_index_slot_read(int fd, const struct index_rec *rec, enum pvi_index_how 
 {
 	uint64_t generation = rec->commit & PV_COMMIT_GENERATION_MASK;
 	struct index_slot_rec *slots[2] = {NULL, NULL};
-	int native = (int) (generation & 1), found = native, err = 0;
+	int native = (int)(generation & 1), found = native, err = 0;
 
 	*mended = 0;
-	slots[native] = copy_of(fd, rec, (unsigned int) native);
+	slots[native] = copy_of(fd, rec, (unsigned int)native);
 	if (!slots[native])
 		return -EBADMSG;
 	if (!commit_sound(rec) || slot_fault_for(slots[native], rec->slot_bytes, generation)) {
-		slots[!native] = copy_of(fd, rec, (unsigned int) !native);
+		slots[!native] = copy_of(fd, rec, (unsigned int)!native);
 		found = in_force(rec, slots, how);
 		if (found < 0)
 			err = refused(rec, slots[native]);
 		else
-			*mended = (slots[found]->generation == generation && commit_sound(rec)
-					   ? 0
-					   : PV_MENDED_COMMIT) |
-				  ((int) (slots[found]->generation & 1) == found ? 0 : PV_MENDED_SLOT);
+			*mended =
+				(slots[found]->generation == generation && commit_sound(rec)
+					 ? 0
+					 : PV_MENDED_COMMIT) |
+				((int)(slots[found]->generation & 1) == found ? 0 : PV_MENDED_SLOT);
 	}
 	if (!err) {
 		*out = slots[found];
@@ -303,9 +310,29 @@ void pvi_index_mend(struct pvi_index *idx)
 	pvi_index_commit(idx, idx->generation);
 }
 
+int pvi_index_restore(struct pvi_index *idx)
+{
+	uint64_t generation = idx->generation;
+	int err;
+
+	/* Without writing to the last sound slot, if there is one. */
+	if (!pvi_index_slot_sound(idx->rec, generation, false) &&
+	    pvi_index_slot_sound(idx->rec, generation, true))
+		copy_slot(idx->rec, generation & 1);
+	if (pvi_index_staged_sound(idx, generation)) {
+		pvi_index_commit(idx, generation);
+		return 0;
+	}
+	err = pvi_index_stage(idx, 0, &generation);
+	if (!err)
+		pvi_index_commit(idx, generation);
+	return err;
+}
+
 bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation, bool mirror)
 {
-	return !slot_fault_for(slot_at(rec, (generation ^ mirror) & 1), rec->slot_bytes, generation);
+	return !slot_fault_for(slot_at(rec, (generation ^ mirror) & 1), rec->slot_bytes,
+			       generation);
 }
 
 bool pvi_index_commit_sound(const struct pvi_index *idx)

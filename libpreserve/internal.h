@@ -119,6 +119,9 @@ int pvi_index_slot_read(int fd, const struct index_rec *rec, enum pvi_index_how 
 			struct index_slot_rec **out, uint32_t *mended);
 /** Write to the memfd what idx->mended says is damaged there. A crash on the way: it is still so. */
 void pvi_index_mend(struct pvi_index *idx);
+/** Write anew what of the memfd is damaged or missing, from what is there, or else from idx; index_lock.
+ *  As pvi_index_stage(). */
+int pvi_index_restore(struct pvi_index *idx);
 /** Does the mapped slot for this generation, or its mirror, hold a sound FDT? */
 bool pvi_index_slot_sound(const struct index_rec *rec, uint64_t generation, bool mirror);
 bool pvi_index_commit_sound(const struct pvi_index *idx);
@@ -142,6 +145,8 @@ int pvi_type_differs(const struct pvi_type *have, const struct pvi_type *want, u
 /** Lock the index of s->index.fd; -EBUSY names the process that has it. */
 int pvi_lock_take(struct pv_store *s, const char *name, const struct index_rec *rec);
 void pvi_lock_release(struct pv_store *s);
+/** Has another process, or another handle of this one, the store open for writing? */
+bool pvi_lock_others(const struct pv_store *s);
 /** Say in the index that it is us. */
 void pvi_lock_note_writer(struct pv_store *s);
 
@@ -576,6 +581,9 @@ int pvi_segment_commit_lane(struct pv_store *s, uint32_t number);
 void pvi_segment_publish(struct pv_store *s, uint32_t number);
 /** No lookup finds the last segment any more. */
 void pvi_segment_withdraw(struct pv_store *s, uint32_t number);
+/** Is the header that was read from a memfd of so many bytes what the index says it must be? */
+int pvi_segment_check_header(const struct pv_store *s, uint32_t number, const struct segment_rec *rec,
+			     uint64_t bytes);
 /** Check a descriptor against the index and map it. The descriptor is the segment's on success. */
 int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd);
 /** Add a segment that has room for at least this many contiguous pages. heap_lock. */

@@ -90,6 +90,14 @@ void pvi_lock_release(struct pv_store *s)
 	s->index.lock_fd = -1;
 }
 
+bool pvi_lock_others(const struct pv_store *s)
+{
+	struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+	/* The lock is of another open file description than the one that is shared with the keeper. */
+	return fcntl(s->index.fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+}
+
 void pvi_lock_note_writer(struct pv_store *s)
 {
 	__atomic_store_n(&s->index.rec->writer_pid, (uint64_t) getpid(), __ATOMIC_RELAXED);

@@ -199,10 +199,48 @@ void pvi_segment_withdraw(struct pv_store *s, uint32_t number)
 	pvi_thread_forget(s);
 }
 
+int pvi_segment_check_header(const struct pv_store *s, uint32_t number, const struct segment_rec *rec,
+			     uint64_t bytes)
+{
+	struct segment_rec want;
+
+	if (rec->magic != PV_SEGMENT_MAGIC)
+		return pvi_fail(-EBADMSG,
+				"segment %u: not a segment of libpreserve (magic 0x%016" PRIx64 ")",
+				number, rec->magic);
+	if (rec->format_version != PV_FORMAT_VERSION)
+		return pvi_fail(-EPROTONOSUPPORT, "segment %u: format version %u, this library reads %u",
+				number, rec->format_version, PV_FORMAT_VERSION);
+	if (rec->checksum != pvi_segment_checksum(rec))
+		return pvi_fail(-EBADMSG, "segment %u: the header's checksum is wrong", number);
+	if (memcmp(rec->uuid, s->index.uuid, 16) != 0)
+		return pvi_fail(-EBADMSG, "segment %u: belongs to another store (its UUID differs)",
+				number);
+	want = describe(s, number, s->index.segments[number].off, s->index.segments[number].bytes,
+			s->index.segments[number].birth_generation);
+	if (bytes != want.bytes)
+		return pvi_fail(-EBADMSG,
+				"segment %u: the memfd has %" PRIu64 " bytes, the index says %" PRIu64,
+				number, bytes, want.bytes);
+	if (rec->birth_generation != want.birth_generation)
+		return pvi_fail(-EBADMSG,
+				"segment %u: born with generation %" PRIu64 ", the index says %" PRIu64
+				" (a copy of another time)",
+				number, rec->birth_generation, want.birth_generation);
+	if (want.first_page >= want.npages)
+		return pvi_fail(-EBADMSG,
+				"segment %u: %" PRIu64 " bytes have no room for its header and lanes",
+				number, bytes);
+	if (memcmp(rec, &want, sizeof(*rec)) != 0)
+		return pvi_fail(-EBADMSG, "segment %u: the header and the index disagree on its layout",
+				number);
+	return 0;
+}
+
 int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 {
 	uint64_t bytes, off = s->index.segments[number].off;
-	struct segment_rec rec, want;
+	struct segment_rec rec;
 	char what[32];
 	int err;
 
@@ -212,32 +250,9 @@ int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 		return err;
 	if (pread(fd, &rec, sizeof(rec), 0) != (ssize_t) sizeof(rec))
 		return pvi_fail(-EBADMSG, "%s: cannot read its header", what);
-	if (rec.magic != PV_SEGMENT_MAGIC)
-		return pvi_fail(-EBADMSG, "%s: not a segment of libpreserve (magic 0x%016" PRIx64 ")",
-				what, rec.magic);
-	if (rec.format_version != PV_FORMAT_VERSION)
-		return pvi_fail(-EPROTONOSUPPORT, "%s: format version %u, this library reads %u", what,
-				rec.format_version, PV_FORMAT_VERSION);
-	if (rec.checksum != pvi_segment_checksum(&rec))
-		return pvi_fail(-EBADMSG, "%s: the header's checksum is wrong", what);
-	if (memcmp(rec.uuid, s->index.uuid, 16) != 0)
-		return pvi_fail(-EBADMSG, "%s: belongs to another store (its UUID differs)", what);
-	want = describe(s, number, off, s->index.segments[number].bytes,
-			s->index.segments[number].birth_generation);
-	if (bytes != want.bytes)
-		return pvi_fail(-EBADMSG, "%s: the memfd has %" PRIu64 " bytes, the index says %" PRIu64,
-				what, bytes, want.bytes);
-	if (rec.birth_generation != want.birth_generation)
-		return pvi_fail(-EBADMSG,
-				"%s: born with generation %" PRIu64 ", the index says %" PRIu64
-				" (a copy of another time)",
-				what, rec.birth_generation, want.birth_generation);
-	if (want.first_page >= want.npages)
-		return pvi_fail(-EBADMSG, "%s: %" PRIu64 " bytes have no room for its header and lanes",
-				what, bytes);
-	if (memcmp(&rec, &want, sizeof(rec)) != 0)
-		return pvi_fail(-EBADMSG, "%s: the header and the index disagree on its layout", what);
-	err = open_descriptors(s, off, bytes);
+	err = pvi_segment_check_header(s, number, &rec, bytes);
+	if (!err)
+		err = open_descriptors(s, off, bytes);
 	if (!err && s->index.segments[number].sealed) {
 		err = pvi_seal_attach(s, number, fd);
 		if (!err)

@@ -216,7 +216,7 @@ static void count(struct pv_store *s)
 	struct pv_check_report r;
 	struct pv_stats *st;
 
-	assert_ok(pv_check(s, NULL, NULL, &r));
+	assert_ok(pv_check(s, NULL, &r));
 	assert_ok(pv_stats_get(s, &st));
 	if (!r.problems) {
 		assert_int_equal(st->live_objects, r.live_objects);
@@ -252,7 +252,7 @@ enum outcome image_try(struct image *im)
 		assert_int_equal(im->k->drops, drops);
 		return REFUSED;
 	}
-	assert_ok(pv_check(s, NULL, NULL, &r));
+	assert_ok(pv_check(s, NULL, &r));
 	count(s);
 	exercise(im, s);
 	count(s);

@@ -110,7 +110,7 @@ void check(struct fixture *f)
 
 	ok(pv_map_check(f->map, tell, NULL, &problems));
 	assert_int_equal(problems, 0);
-	ok(pv_check(f->store, tell, NULL, &report));
+	ok(pv_check(f->store, PV_CHECK_TELL(tell, NULL), &report));
 	assert_int_equal(report.problems, 0);
 	ok(pv_iterate(f->store, f->type, count_items, &items));
 	assert_int_equal(items, pv_map_count(f->map));
@@ -197,6 +197,6 @@ uint64_t live_objects(struct fixture *f)
 {
 	struct pv_check_report report;
 
-	ok(pv_check(f->store, NULL, NULL, &report));
+	ok(pv_check(f->store, NULL, &report));
 	return report.live_objects;
 }

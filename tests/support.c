@@ -299,7 +299,7 @@ struct pv_check_report store_sound(struct pv_store *s)
 {
 	struct pv_check_report r;
 
-	assert_ok(pv_check(s, print_problem, NULL, &r));
+	assert_ok(pv_check(s, PV_CHECK_TELL(print_problem, NULL), &r));
 	assert_int_equal(r.problems, 0);
 	return r;
 }

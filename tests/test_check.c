@@ -16,7 +16,7 @@ static struct pv_check_report read_only_check(struct keeper *k)
 	struct pv_store *s = NULL;
 
 	assert_ok(store_try(k, NULL, PV_RDONLY, &s));
-	assert_ok(pv_check(s, NULL, NULL, &r));
+	assert_ok(pv_check(s, NULL, &r));
 	assert_ok(pv_close(s));
 	return r;
 }
@@ -50,7 +50,7 @@ static void pending_intent(void **state)
 	lane->actions[0].value = 77;
 	lane->count = 1;
 	/* Nothing is under way in this process. */
-	assert_ok(pv_check(s, NULL, NULL, &r));
+	assert_ok(pv_check(s, NULL, &r));
 	assert_int_equal(r.problems, 1);
 	assert_int_equal(r.intents, 1);
 	keeper_crash(k, &s);

@@ -122,7 +122,7 @@ static bool holds(struct pv_store *s, uint64_t count)
 	for (item = root->first; item && left; item = item->next)
 		if (item->number != --left)
 			return false;
-	return !item && left == 0 && pv_check(s, NULL, NULL, &report) == 0 && report.problems == 0;
+	return !item && left == 0 && pv_check(s, NULL, &report) == 0 && report.problems == 0;
 }
 
 /* The store is what a process that was killed has left; it is opened, looked at and closed. */

@@ -129,7 +129,7 @@ static void reader_of_damaged_images(void **state)
 		alarm(IMAGE_CASE_SECONDS);
 		if (store_try(k, NULL, PV_RDONLY, &s) == 0) {
 			opened++;
-			assert_ok(pv_check(s, NULL, NULL, &r));
+			assert_ok(pv_check(s, NULL, &r));
 			assert_ok(pv_stats_get(s, &st));
 			pv_stats_free(st);
 			objects_live(&found, s, 0);

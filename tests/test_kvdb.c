@@ -132,7 +132,7 @@ static void check(struct fixture *f)
 
 	ok(pv_map_check(f->db.map, tell, NULL, &problems));
 	assert_int_equal(problems, 0);
-	ok(pv_check(f->store, tell, NULL, &report));
+	ok(pv_check(f->store, PV_CHECK_TELL(tell, NULL), &report));
 	assert_int_equal(report.problems, 0);
 	ok(pv_iterate(f->store, f->db.entry_type, count, &entries));
 	assert_int_equal(entries, pv_map_count(f->db.map));

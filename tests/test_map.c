@@ -218,13 +218,13 @@ static void test_abort(void **state)
 
 	for (uint64_t i = 0; i < 7; i++)
 		put(f, i, i);
-	ok(pv_check(f->store, NULL, NULL, &before));
+	ok(pv_check(f->store, NULL, &before));
 	pv_map_change_begin(f->map, &c);
 	for (uint64_t i = 4; i < 11; i++)
 		add_put(f, &c, i, 100);
 	ok(add_take(f, &c, 0));
 	pv_map_change_abort(&c);
-	ok(pv_check(f->store, NULL, NULL, &after));
+	ok(pv_check(f->store, NULL, &after));
 	assert_int_equal(before.live_objects, after.live_objects);
 	for (uint64_t i = 0; i < 7; i++)
 		assert_int_equal(find(f, i)->value, i);

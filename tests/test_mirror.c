@@ -78,7 +78,7 @@ static void mended(struct index_image *im, uint32_t flags, uint32_t how, uint64_
 	assert_ok(store_try(im->k, NULL, flags | PV_RDONLY, &s));
 	assert_int_equal(store_info(s).mended, how);
 	assert_int_equal(store_info(s).generation, generation);
-	assert_ok(pv_check(s, NULL, NULL, &r));
+	assert_ok(pv_check(s, NULL, &r));
 	assert_true(r.problems > 0);
 	assert_ok(pv_index_dump(s, &fdt, &bytes));
 	free(fdt);
@@ -108,7 +108,8 @@ static void both_slots_are_alike(void **state)
 	assert_int_equal(native(&im)->generation, im.generation);
 	assert_int_equal(other(&im)->generation, im.generation);
 	assert_int_equal(native(&im)->bytes, other(&im)->bytes);
-	assert_memory_equal(native(&im), other(&im), sizeof(struct index_slot_rec) + native(&im)->bytes);
+	assert_memory_equal(native(&im), other(&im),
+			    sizeof(struct index_slot_rec) + native(&im)->bytes);
 	end(&im);
 }
 

@@ -288,7 +288,7 @@ static void damage_is_found(void **state)
 	assert_int_equal(pread(segment_fd(&t, r.segment), &byte, 1, (off_t)at), 1);
 	byte ^= 16;
 	assert_int_equal(pwrite(segment_fd(&t, r.segment), &byte, 1, (off_t)at), 1);
-	assert_ok(pv_check(t.s, NULL, NULL, &report));
+	assert_ok(pv_check(t.s, NULL, &report));
 	assert_int_equal(report.problems, 1);
 	assert_ok(pv_close(t.s));
 	assert_fails(store_try(t.k, &t.o, PV_RDONLY, &t.s), -EBADMSG, name);

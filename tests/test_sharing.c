@@ -188,7 +188,7 @@ static int read_it(void *ctx)
 	step_is(4711, (int)((struct word *)root)->value);
 	step_is(16, (int)pv_usable_bytes(s, root));
 	step_is(0, (int)pv_usable_bytes(s, (uint8_t *)root + 1));
-	step_is(0, pv_check(s, NULL, NULL, &r));
+	step_is(0, pv_check(s, NULL, &r));
 	step_is(0, (int)r.problems);
 	step_is(1, (int)r.live_objects);
 	step_is(-ENOENT, pv_type_register(s, &unknown, &type));

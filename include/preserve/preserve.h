@@ -67,6 +67,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <preserve/check.h>
 #include <preserve/type.h>
 
 #ifdef __cplusplus
@@ -452,32 +453,7 @@ int pv_handover_check(struct pv_store *store);
  */
 int pv_trim(struct pv_store *store, uint64_t *bytes);
 
-/* ---- checking ------------------------------------------------------------------------------- */
-
-struct pv_check_report {
-	uint64_t problems; /* number of problems found; 0: the store is sound */
-	uint64_t live_objects;
-	uint64_t live_bytes;     /* in slots and extents of live objects */
-	uint64_t reserved_objects; /* and slots that threads hold ready */
-	uint64_t free_slots;
-	uint64_t slabs;
-	uint64_t extents;
-	uint64_t free_pages;     /* those of reserved and retired extents included */
-	uint64_t retired_objects; /* slots and extents; see preserve/retire.h */
-	/* Lanes with an intent that is not done, or a transaction that has not ended. Through a PV_RDONLY
-	 * handle neither is a problem, nor the pages that they are about, as long as the next pv_open()
-	 * for writing can see to them. Through any other an intent is one: no call is under way. */
-	uint64_t intents;
-	uint64_t transactions;
-};
-
-/**
- * Walk the whole store and say what is wrong: index against segments, page maps, slab headers, slot
- * bytes, extents, lanes, roots. `tell` (may be NULL) gets a line for each problem. Writes nothing.
- * Returns 0 if the walk was done (look at report->problems), -ENOMEM. One thread.
- */
-int pv_check(struct pv_store *store, void (*tell)(void *ctx, const char *line), void *ctx,
-	     struct pv_check_report *report);
+/* ---- looking ---- (see also preserve/check.h) ------------------------------------------------ */
 
 /**
  * Call `visit` for every live object, of `type` or, if `type` is 0, of any. A non-zero return of

@@ -338,7 +338,7 @@ int fixture_recover(void *ctx, const struct crash_image *image)
 		crash_note("%u descriptors are kept, the index names %u", kept(f), named(f));
 		return -EUCLEAN;
 	}
-	if (rc == 0 && pv_check(f->store, tell, NULL, &report) == 0 && report.reserved_objects) {
+	if (rc == 0 && pv_check(f->store, PV_CHECK_TELL(tell, NULL), &report) == 0 && report.reserved_objects) {
 		crash_note("%" PRIu64 " objects are still reserved after the attach",
 			   report.reserved_objects);
 		return -EUCLEAN;
@@ -471,13 +471,18 @@ uint64_t fixture_check(void *ctx)
 	struct index_view view;
 	struct pv_info info;
 	struct collection *c;
+	unsigned leaked = 0;
 	uint64_t hash;
 	bool ok = true;
 
 	if (!f->store)
 		return 1; /* no store: a state like any other */
-	if (pv_check(f->store, tell, NULL, &report) != 0 || report.problems)
+	if (pv_check(f->store, PV_CHECK_TELL(tell, NULL), &report) != 0 || report.problems)
 		return 0;
+	if (!f->leaky && report.leaked_objects) {
+		crash_note("pv_check() finds %" PRIu64 " leaked objects", report.leaked_objects);
+		return 0;
+	}
 	if (!view_index(f, &view)) {
 		crash_note("the dumped index cannot be read");
 		return 0;
@@ -499,14 +504,20 @@ uint64_t fixture_check(void *ctx)
 			ok = check_table(c, (void *const *)(void *)at, &hash);
 	}
 	for (unsigned i = 0; ok && i < c->n; i++) {
-		ok = c->objects[i].reached;
+		ok = c->objects[i].reached || f->leaky;
+		leaked += !c->objects[i].reached;
 		if (!ok)
 			crash_note("live object %p of %zu bytes, type %u, is reached by nobody",
 				   (const void *)c->objects[i].at, c->objects[i].bytes,
 				   c->objects[i].type);
 	}
+	if (ok && leaked != report.leaked_objects) {
+		crash_note("%u objects are reached by nobody, pv_check() finds %" PRIu64, leaked,
+			   report.leaked_objects);
+		ok = false;
+	}
 	free(c);
-	return ok ? mix(hash) | 2 : 0;
+	return ok ? mix(hash + leaked) | 2 : 0;
 }
 
 /* ---- probe ---- */

@@ -35,6 +35,7 @@ struct fixture {
 	uint32_t relocate; /* of the next pv_open(): enum pv_relocate */
 	uint32_t dangling;
 	int refused; /* what a relocation fails with; then the next attach is made without one */
+	bool leaky;	/* objects that nothing leads to are part of the contents */
 	void *retired;	/* what op_retire_replace() retired last */
 
 	struct pv_store *store;
@@ -160,5 +161,9 @@ int op_destroy(void *ctx, uintptr_t unused);
 /* A bit of the index is wrong, and it is attached: where in it, in words; or in the slot in force. */
 int op_reopen_damaged(void *ctx, uintptr_t word);
 #define DAMAGED_SLOT 0x10000u /* + word */
+/* pv_repair() (fixture_repair.c), in a `leaky` store. Leaking: number of objects and size, SLOT(n, bytes). */
+int op_leak(void *ctx, uintptr_t arg);
+int op_repair(void *ctx, uintptr_t unused);
+int op_repair_damaged(void *ctx, uintptr_t word); /* see op_reopen_damaged() */
 
 #endif

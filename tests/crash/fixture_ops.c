@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include "fixture.h"
-#include "internal.h"
 
 #define SLOT_OF(arg)  ((unsigned)((arg)&0xff))
 #define BYTES_OF(arg) ((size_t)((arg) >> 8))
@@ -308,18 +307,6 @@ int op_reattach(void *ctx, uintptr_t relocate)
 	rc = fixture_open(f, 0);
 	f->relocate = PV_RELOCATE_AUTO;
 	return rc;
-}
-
-int op_reopen_damaged(void *ctx, uintptr_t word)
-{
-	struct fixture *f = ctx;
-	const struct index_rec *rec = f->store->index.rec;
-	uint8_t *at = (uint8_t *)(uintptr_t)rec;
-
-	if (word & DAMAGED_SLOT)
-		at += PV_INDEX_HEADER_BYTES + (pvi_index_generation(rec) & 1) * rec->slot_bytes;
-	((volatile uint64_t *)(void *)at)[word % DAMAGED_SLOT] ^= 1ull << 52;
-	return op_reopen(ctx, 0);
 }
 
 int op_settle(void *ctx, uintptr_t unused)

@@ -178,7 +178,7 @@ int op_reclaim(void *ctx, uintptr_t unused)
 	int rc = pv_retire_wait(f->store);
 
 	if (rc == 0)
-		rc = pv_check(f->store, NULL, NULL, &report);
+		rc = pv_check(f->store, NULL, &report);
 	if (rc == 0 && report.retired_objects) {
 		crash_note("%u objects are still retired", (unsigned)report.retired_objects);
 		rc = -EDOM;

@@ -323,7 +323,7 @@ static uint64_t check(void *ctx)
 
 	if (!m->f.store)
 		return 1;
-	if (pv_check(m->f.store, tell, NULL, &report) != 0 || report.problems)
+	if (pv_check(m->f.store, PV_CHECK_TELL(tell, NULL), &report) != 0 || report.problems)
 		return 0;
 	if (!m->map)
 		return 3; /* a store without a map */

@@ -254,7 +254,7 @@ static uint64_t check(void *ctx)
 
 	if (!m->f.store)
 		return 0;
-	if (pv_check(m->f.store, tell, NULL, &report) != 0 || report.problems)
+	if (pv_check(m->f.store, PV_CHECK_TELL(tell, NULL), &report) != 0 || report.problems)
 		return 0;
 	if (pv_iterate(m->f.store, 0, collect, &g) != 0 || !walk_roots(m, &g))
 		return 0;

@@ -4,7 +4,6 @@
  * index, attaching, growth by segments, destruction.
  */
 #include "fixture.h"
-#include "internal.h"
 
 static struct fixture small = {.lanes = 2};
 static struct fixture roomy = {.lanes = 2, .segment_bytes = 128 << 10};
@@ -59,20 +58,6 @@ static const struct crash_op limit_ops[] = {
 	{"still works", op_replace, SLOT(3, 200), CRASH_ATOMIC, NULL},
 };
 
-static struct fixture mends = {.lanes = 2, .flags = PV_MEND};
-
-static const struct crash_op mirror_ops[] = {
-	{"a damaged tree", op_reopen_damaged, DAMAGED_SLOT + 30, CRASH_UNCHANGED, NULL},
-	{"a damaged checksum", op_reopen_damaged, DAMAGED_SLOT + 2, CRASH_UNCHANGED, NULL},
-	{"goes on", op_replace, SLOT(1, 64), CRASH_ATOMIC, NULL},
-};
-static const struct crash_op mend_ops[] = {
-	{"a damaged commit word", op_reopen_damaged, offsetof(struct index_rec, commit) / 8,
-	 CRASH_UNCHANGED, NULL},
-	{"a damaged tree", op_reopen_damaged, DAMAGED_SLOT + 30, CRASH_UNCHANGED, NULL},
-	{"goes on", op_root, SLOT(1, 48), CRASH_ATOMIC, NULL},
-};
-
 int main(int argc, char **argv)
 {
 	static const struct crash_scenario scenarios[] = {
@@ -83,8 +68,6 @@ int main(int argc, char **argv)
 		FIXTURE_SCENARIO("attach", fixture_setup_settled, attach_ops, &small),
 		FIXTURE_SCENARIO("grow", fixture_setup_few, grow_ops, &small),
 		FIXTURE_SCENARIO("limit", fixture_setup_few, limit_ops, &limited),
-		FIXTURE_SCENARIO("mirror", fixture_setup_few, mirror_ops, &small),
-		FIXTURE_SCENARIO("mend", fixture_setup_few, mend_ops, &mends),
 	};
 
 	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));

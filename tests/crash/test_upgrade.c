@@ -302,7 +302,7 @@ static uint64_t check(void *ctx)
 	unsigned live = 0, version;
 	struct head *head;
 
-	if (pv_check(u->f.store, tell, NULL, &report) != 0 || report.problems)
+	if (pv_check(u->f.store, PV_CHECK_TELL(tell, NULL), &report) != 0 || report.problems)
 		return 0;
 	version = version_of(&u->f);
 	if (!version || head_of(&u->f, &head) || !ring_whole(u, head, version))

@@ -402,7 +402,7 @@ static void look(struct pv_store *s)
 	unsigned int sum = 0;
 	struct pv_info info;
 
-	pv_check(s, listen, NULL, &report);
+	pv_check(s, PV_CHECK_TELL(listen, NULL), &report);
 	must(pv_stats_get(s, &stats) == 0, "pv_stats_get");
 	must(report.problems || stats->live_objects == report.live_objects,
 	     "pv_stats_get() and pv_check() count differently");

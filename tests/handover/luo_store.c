@@ -84,7 +84,7 @@ static void verify(struct pv_store *s, const struct list *list, uint64_t length)
 			CHECK(n->filler[i] == number % 251);
 	}
 	CHECK(number == 0);
-	CHECK(pv_check(s, NULL, NULL, &report) == 0);
+	CHECK(pv_check(s, NULL, &report) == 0);
 	CHECK(report.problems == 0);
 	CHECK(report.live_objects == length + 1);
 }

@@ -152,7 +152,7 @@ static void check(struct pv_store *s, const struct filler *f, unsigned int n)
 	struct pv_check_report r;
 	uint64_t objects = 1; /* the root */
 
-	if (pv_check(s, tell, NULL, &r) || r.problems)
+	if (pv_check(s, PV_CHECK_TELL(tell, NULL), &r) || r.problems)
 		fail("%" PRIu64 " problems", r.problems);
 	for (unsigned int i = 0; i < n; i++) {
 		verify(&f[i]);

@@ -256,7 +256,7 @@ void storm_check(struct storm_store *st, struct storm_log *log, struct storm_fou
 		wrong(&c, "the map's lock: %s", pv_last_error());
 	for (unsigned int i = 0; i < STORM_ROOTS; i++)
 		look_at_root(&c, i);
-	if (pv_check(st->s, tell, &c, &report) || report.problems) {
+	if (pv_check(st->s, PV_CHECK_TELL(tell, &c), &report) || report.problems) {
 		wrong(&c, "%" PRIu64 " problems", report.problems);
 		return;
 	}

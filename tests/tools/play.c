@@ -154,7 +154,7 @@ static void verify(struct pv_store *s, const struct list *list, uint64_t count, 
 	for (i = 0; i < large_bytes / 8; i++)
 		if (((const uint64_t *) list->large)[i] != pattern(i / 512, i))
 			die("play: the large object is wrong at word %" PRIu64, i);
-	must(pv_check(s, NULL, NULL, &report));
+	must(pv_check(s, NULL, &report));
 	if (report.problems)
 		die("play: %" PRIu64 " problems", report.problems);
 }

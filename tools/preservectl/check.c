@@ -141,7 +141,7 @@ int ctl_check(int argc, char **argv)
 	if (ctl.json)
 		c.problems = json_array();
 	if (!c.fast)
-		err = pv_check(store, tell, &c, &report);
+		err = pv_check(store, PV_CHECK_TELL(tell, &c), &report);
 	pv_close(store);
 	if (err) {
 		json_decref(c.problems);
