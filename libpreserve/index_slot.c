@@ -165,6 +165,48 @@ void pvi_index_commit(struct pvi_index *idx, uint64_t generation)
 
 /* ---- reading ---- */
 
+/* Does every property of the tree end within it? fdt_check_full() of libfdt up to 1.6.1 adds up lengths
+ * in an int, and goes round in circles when that overflows. */
+static bool tree_bounded(const void *fdt, uint64_t bytes)
+{
+	const uint8_t *tree = fdt;
+	uint64_t at, end;
+
+	if (fdt_check_header(fdt) != 0 || fdt_totalsize(fdt) > bytes)
+		return false;
+	at = fdt_off_dt_struct(fdt);
+	end = at + fdt_size_dt_struct(fdt);
+	if (end > bytes || at % 4)
+		return false;
+	while (at + 4 <= end) {
+		uint32_t tag = fdt32_ld((const fdt32_t *) (const void *) (tree + at));
+		const uint8_t *name = tree + at + 4;
+
+		at += 4;
+		if (tag == FDT_BEGIN_NODE) {
+			const uint8_t *zero = memchr(name, 0, end - at);
+
+			if (!zero)
+				return false;
+			at += (uint64_t) (zero - name) + 1;
+		} else if (tag == FDT_PROP) {
+			if (end - at < 8)
+				return false;
+			at += 8ull + fdt32_ld((const fdt32_t *) (const void *) name);
+		} else if (tag == FDT_END) {
+			return true;
+		}
+		at = (at + 3) & ~3ull;
+	}
+	return false;
+}
+
+bool pvi_index_tree_sound(const void *fdt, uint64_t bytes)
+{
+	return bytes >= sizeof(struct fdt_header) && tree_bounded(fdt, bytes) &&
+	       fdt_check_full(fdt, bytes) == 0;
+}
+
 /* NULL if the slot is sound, else what is wrong with it. */
 static const char *slot_fault(const struct index_slot_rec *slot, uint32_t slot_bytes)
 {
@@ -173,7 +215,7 @@ static const char *slot_fault(const struct index_slot_rec *slot, uint32_t slot_b
 	if (slot->generation > PV_COMMIT_GENERATION_MASK ||
 	    slot->checksum != slot_checksum(slot + 1, slot->bytes, slot->generation))
 		return "its checksum is wrong";
-	if (fdt_check_full(slot + 1, slot->bytes) != 0)
+	if (!pvi_index_tree_sound(slot + 1, slot->bytes))
 		return "its flattened device tree is malformed";
 	return NULL;
 }

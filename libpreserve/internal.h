@@ -108,6 +108,8 @@ static inline uint64_t pvi_index_current(const struct pv_store *s)
 		       ? pvi_index_generation(s->index.rec)
 		       : s->index.generation;
 }
+/** Is it a flattened device tree, whatever libfdt's version makes of it? */
+bool pvi_index_tree_sound(const void *fdt, uint64_t bytes);
 /** Bytes of a tree that fit into a slot. */
 uint32_t pvi_index_slot_room(const struct index_rec *rec);
 /** Obtain the memory for a tree and its mirror, and write it to the slot of this generation. */

@@ -282,6 +282,26 @@ static void check_word(struct checker *c, uint64_t word)
 			entry);
 }
 
+/* Are all overflow buckets of a chain objects, and has it an end? Only then it may be searched. */
+static bool check_chain(struct checker *c, const struct bucket_rec *b)
+{
+	uint64_t most = c->map->rec->count / MAP_OVERFLOW_WORDS + 2, n = 0;
+
+	for (const struct overflow_rec *o = b->next; o; o = o->next) {
+		if (pv_usable_bytes(c->map->store, o) < sizeof(*o)) {
+			problem(c, "bucket %" PRIu64 ": overflow bucket %p is not an object", c->bucket,
+				(const void *)o);
+			return false;
+		}
+		if (++n > most) {
+			problem(c, "bucket %" PRIu64 ": more overflow buckets than there are entries",
+				c->bucket);
+			return false;
+		}
+	}
+	return true;
+}
+
 static void check_bucket(struct checker *c)
 {
 	const struct bucket_rec *b = map_bucket(c->map->rec, c->bucket);
@@ -290,6 +310,8 @@ static void check_bucket(struct checker *c)
 	unsigned int nwords = MAP_WORDS;
 	bool end = false;
 
+	if (!check_chain(c, b))
+		return;
 	for (;;) {
 		for (unsigned int i = 0; i < nwords; i++) {
 			if (words[i] && end)
@@ -302,11 +324,6 @@ static void check_bucket(struct checker *c)
 		}
 		if (!o)
 			return;
-		if (pv_usable_bytes(c->map->store, o) < sizeof(*o)) {
-			problem(c, "bucket %" PRIu64 ": overflow bucket %p is not an object",
-				c->bucket, (const void *)o);
-			return;
-		}
 		words = o->words;
 		nwords = MAP_OVERFLOW_WORDS;
 		o = o->next;

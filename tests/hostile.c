@@ -228,6 +228,14 @@ static void count(struct pv_store *s)
 	pv_stats_free(st);
 }
 
+static void mend(struct pv_store *s, uint32_t flags)
+{
+	struct pv_repair_options o = {.size = sizeof(o), .flags = flags | PV_REPAIR_LEAKS};
+	struct pv_repair_report r;
+
+	allow(pv_repair(s, &o, &r));
+}
+
 enum outcome image_try(struct image *im)
 {
 	struct pv_check_report r;
@@ -254,7 +262,10 @@ enum outcome image_try(struct image *im)
 	}
 	assert_ok(pv_check(s, NULL, &r));
 	count(s);
+	mend(s, PV_REPAIR_DRY_RUN);
 	exercise(im, s);
+	count(s);
+	mend(s, 0);
 	count(s);
 	assert_ok(pv_close(s));
 	/* Growth: back to what the image was made of. */

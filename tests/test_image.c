@@ -147,6 +147,40 @@ static void slab_bits(void **state)
 	image_end(&im);
 }
 
+/* Each bit of the pointers of live objects. The full check finds those that lead out of live objects. */
+static void pointer_bits(void **state)
+{
+	struct image im = image_begin(*state);
+	size_t n[OUTCOMES], all = 0, reported = 0, objects = 0;
+	struct pv_store *s = store_attach(im.k, NULL);
+	pv_type_t word = store_word_type(s);
+	uint64_t base = store_info(s).base;
+
+	assert_ok(pv_close(s));
+	image_keep(&im);
+	for (size_t i = 0; i < im.live.n && objects < 20; i++) {
+		uint64_t off = (uintptr_t)im.live.v[i].p - base;
+
+		if (im.live.v[i].type != word)
+			continue;
+		objects++;
+		for (int token = 1; token < IMAGE_MEMFDS; token++) {
+			const struct segment_rec *seg = image_segment(&im, token);
+
+			if (off < seg->window_off || off - seg->window_off >= seg->bytes)
+				continue;
+			all += image_flip_range(&im, token, off - seg->window_off, 8, n);
+			assert_int_equal(n[REFUSED], 0);
+			reported += n[REPORTED];
+		}
+	}
+	print_message("%zu bits, %zu reported\n", all, reported);
+	assert_true(objects == 20);
+	/* Some lead to a neighbour of the same type, and to another byte of the same object. */
+	assert_true(reported > all * 3 / 4);
+	image_end(&im);
+}
+
 /* Idle lanes: only the count is looked at. */
 static void lane_bits(void **state)
 {
@@ -352,6 +386,7 @@ int main(void)
 		with_keeper(index_slot_bits),	  with_keeper(segment_header_bits),
 		with_keeper(page_map_bits),	  with_keeper(damaged_and_filled_up),
 		with_keeper(slab_bits),		  with_keeper(lane_bits),
+		with_keeper(pointer_bits),
 		with_keeper(pending_intent_bits), with_keeper(pending_transaction_bits),
 		with_keeper(long_transaction_bits),
 		with_keeper(random_garbage),	  with_keeper(zeroed_pages),

@@ -22,6 +22,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <preserve/map.h>
 #include <preserve/stats.h>
 #include <preserve/tx.h>
 
@@ -31,7 +32,7 @@
 enum { MEMFDS_MAX = 8, GROWN_MAX = 16, LANES = 4, CHANGES_MAX = 12, SLOTS = 64 };
 
 /* The first byte of an input. */
-enum { INPUT_RDONLY = 1, INPUT_KEEP_CHECKSUMS = 2 };
+enum { INPUT_RDONLY = 1, INPUT_KEEP_CHECKSUMS = 2, INPUT_THREADS = 4, INPUT_MEND = 8 };
 
 static struct {
 	unsigned int n;
@@ -55,6 +56,29 @@ static const struct pv_typedef node_type = {
 		{.name = "both", .kind = PV_FIELD_POINTER, .count = 2, .stride = 8, .target = "node"}},
 	.nfields = 1};
 static const struct pv_typedef bytes_type = PV_TYPE_BYTES("bytes", 1);
+
+enum { GRAPH_OBJECTS = 16, GRAPH_KIDS = 3, MAP_ENTRIES = 20 };
+
+/** An object with a pointer of each kind. */
+struct graph {
+	struct graph *next;
+	uint64_t tagged;
+	int64_t relative;
+	uint64_t offset;
+	uint64_t nkids;
+	struct graph *kids[];
+};
+
+#define GRAPH_BYTES (sizeof(struct graph) + GRAPH_KIDS * sizeof(struct graph *))
+
+static const struct pv_typedef graph_type =
+	PV_TYPE(struct graph, "graph", 1, PV_POINTER_TO(struct graph, next, "graph"),
+		PV_TAGGED(struct graph, tagged, ~0ull >> 16 & ~15ull), PV_RELATIVE(struct graph, relative),
+		PV_OFFSET(struct graph, offset), PV_POINTER_COUNTED(struct graph, kids, nkids));
+
+/* Offsets of those objects, in the window. */
+static uint64_t graph[GRAPH_OBJECTS];
+static uint64_t base;
 
 static void must(int condition, const char *what)
 {
@@ -117,6 +141,61 @@ static void fill(struct pv_store *s)
 	must(pv_alloc(s, bytes, sizes[5], &root[30]) == 0, "pv_alloc");
 }
 
+static void fill_graph(struct pv_store *s)
+{
+	pv_type_t type;
+	struct graph *root, *g;
+	struct pv_info info;
+	void *p;
+
+	must(pv_type_register(s, &graph_type, &type) == 0, "pv_type_register");
+	must(pv_root(s, "graph", type, GRAPH_BYTES, &p, NULL) == 0, "pv_root");
+	pv_info_get(s, &info);
+	base = info.base;
+	root = g = p;
+	for (unsigned int i = 0; i < GRAPH_OBJECTS; i++) {
+		graph[i] = (uintptr_t)g - base;
+		g->tagged = (uintptr_t)root | (uint64_t)i << 50;
+		g->relative = (int64_t)((uintptr_t)root - (uintptr_t)&g->relative);
+		g->offset = graph[i / 2];
+		g->nkids = i % (GRAPH_KIDS + 1);
+		for (unsigned int k = 0; k < g->nkids; k++)
+			g->kids[k] = root;
+		must(pv_alloc(s, type, GRAPH_BYTES, (void **)&g->next) == 0, "pv_alloc");
+		g = g->next;
+	}
+}
+
+/* Keys of entries are their first 8 bytes. A word that names another place is none that this program has
+ * written. */
+static const void *map_key(const void *entry, size_t *bytes)
+{
+	static const uint64_t none = 0;
+
+	*bytes = 8;
+	return (uintptr_t)entry % 16 ? &none : entry;
+}
+
+static const struct pv_map_options map_options = {.size = sizeof(map_options), .key = map_key};
+
+static void fill_map(struct pv_store *s)
+{
+	struct pv_map *map;
+	pv_type_t bytes;
+	uint64_t *entry;
+	void *p;
+
+	must(pv_type_register(s, &bytes_type, &bytes) == 0, "pv_type_register");
+	must(pv_map_open(s, "map", &map_options, &map) == 0, "pv_map_open");
+	for (uint64_t i = 0; i < MAP_ENTRIES; i++) {
+		must(pv_reserve(s, bytes, 32, &p) == 0, "pv_reserve");
+		entry = p;
+		*entry = i + 1;
+		must(pv_map_put(map, pv_map_hash(map, entry, 8), entry, 0) == 0, "pv_map_put");
+	}
+	pv_map_close(map);
+}
+
 static void make_image(void)
 {
 	struct pv_options o = options(PV_CREATE);
@@ -126,6 +205,8 @@ static void make_image(void)
 	o.keep_ctx = &image;
 	must(pv_open("fuzz", &o, &s) == 0, "pv_open");
 	fill(s);
+	fill_graph(s);
+	fill_map(s);
 	image.base = s->base;
 	pv_close(s);
 	for (unsigned int i = 0; i < image.n; i++) {
@@ -350,13 +431,40 @@ static void change_header(struct input *in)
 	((uint32_t *)(void *)image.now[i])[take(in, 1) % 30] = (uint32_t)take_word(in);
 }
 
+/* A word of an object of the graph: an address near an object, or anything. */
+static void change_pointer(struct input *in)
+{
+	uint64_t at = graph[take(in, 1) % GRAPH_OBJECTS] + 8 * (take(in, 1) % (GRAPH_BYTES / 8));
+	unsigned int how = (unsigned int)take(in, 1);
+	uint64_t value = graph[take(in, 1) % GRAPH_OBJECTS] + take(in, 1);
+
+	if (how % 4 == 0)
+		value += base;
+	else if (how % 4 == 1)
+		value -= at;
+	else if (how % 4 == 2)
+		value = take_word(in);
+	for (unsigned int i = 1; i < image.n; i++) {
+		const struct segment_rec *seg = (const void *)image.pristine[i];
+
+		if (at >= seg->window_off && at - seg->window_off < image.bytes[i])
+			memcpy(image.now[i] + (at - seg->window_off), &value, 8);
+	}
+}
+
 static void change(struct input *in)
 {
+	unsigned int which;
+
 	static void (*const changes[])(struct input *) = {
 		change_property, change_property, change_map,	 change_map,  change_intent,
 		change_link,	 change_log,	  change_staged, change_header, change_word};
 
-	changes[take(in, 1) % (sizeof(changes) / sizeof(changes[0]))](in);
+	which = (unsigned int)take(in, 1);
+	if (which >= 216)
+		change_pointer(in);
+	else
+		changes[which % (sizeof(changes) / sizeof(changes[0]))](in);
 }
 
 static void compute_checksums(void)
@@ -395,20 +503,71 @@ static int touch(void *ctx, void *object, size_t bytes, pv_type_t type)
 	return 0;
 }
 
-static void look(struct pv_store *s)
+static void leaks(void *ctx, const struct pv_check_leak *leak)
 {
-	struct pv_check_report report;
+	*(uint64_t *)ctx += leak->objects;
+}
+
+/* A full check and a dry run of a repair: with another number of threads they find the same. */
+static struct pv_check_report check(struct pv_store *s, unsigned int input)
+{
+	uint64_t leaked = 0;
+	struct pv_check_options o = {
+		.size = sizeof(o), .threads = 1, .leak = leaks, .ctx = &leaked};
+	struct pv_repair_options dry = {.size = sizeof(dry),
+					.flags = PV_REPAIR_DRY_RUN | PV_REPAIR_LEAKS,
+					.threads = input & INPUT_THREADS ? 3 : 1,
+					.tell = listen};
+	struct pv_check_report report, fast;
+	struct pv_repair_report repair;
+	int err;
+
+	must(pv_check(s, &o, &report) == 0, "pv_check");
+	must(report.leaked_objects == leaked, "leaks are not told");
+	o.flags = PV_CHECK_FAST;
+	must(pv_check(s, &o, &fast) == 0 && fast.problems <= report.problems, "the fast check finds more");
+	err = pv_repair(s, &dry, &repair);
+	must(err == 0 || err == -EBUSY, "pv_repair");
+	must(err || (repair.check.leaked_objects == report.leaked_objects &&
+		     repair.check.pointers == report.pointers &&
+		     repair.check.live_objects == report.live_objects),
+	     "the second check finds something else");
+	return report;
+}
+
+static struct pv_check_report look(struct pv_store *s, unsigned int input)
+{
+	struct pv_check_report report = check(s, input);
 	struct pv_stats *stats;
 	unsigned int sum = 0;
 	struct pv_info info;
 
-	pv_check(s, PV_CHECK_TELL(listen, NULL), &report);
 	must(pv_stats_get(s, &stats) == 0, "pv_stats_get");
 	must(report.problems || stats->live_objects == report.live_objects,
 	     "pv_stats_get() and pv_check() count differently");
 	pv_stats_free(stats);
 	pv_iterate(s, 0, touch, &sum);
 	pv_info_get(s, &info);
+	return report;
+}
+
+/* In a store that the full check finds sound, a map that pv_map_check() finds sound can be used. */
+static void use_map(struct pv_store *s)
+{
+	struct pv_map *map;
+	uint64_t problems;
+
+	if (pv_map_open(s, "map", &map_options, &map))
+		return;
+	must(pv_map_check(map, listen, NULL, &problems) == 0, "pv_map_check");
+	for (uint64_t i = 0; !problems && i <= MAP_ENTRIES; i++) {
+		uint64_t hash = pv_map_hash(map, &i, 8);
+
+		pv_map_find(map, hash, &i, 8);
+		if (i % 2)
+			pv_map_remove(map, hash, &i, 8);
+	}
+	pv_map_close(map);
 }
 
 static void use_objects(struct pv_store *s, pv_type_t type, void **root)
@@ -453,7 +612,17 @@ static void use(struct pv_store *s)
 		pv_root(s, "another", other, 100, &another, NULL);
 }
 
-static void run(uint32_t flags)
+static void mend(struct pv_store *s)
+{
+	struct pv_repair_options o = {
+		.size = sizeof(o), .flags = PV_REPAIR_LEAKS, .threads = 1, .tell = listen};
+	struct pv_repair_report r;
+	int err = pv_repair(s, &o, &r);
+
+	must(err == 0 || err == -ENOSPC || err == -EUSERS, "pv_repair");
+}
+
+static void run(uint32_t flags, unsigned int input)
 {
 	struct pv_options o = options(flags);
 	struct pv_store *s;
@@ -464,12 +633,16 @@ static void run(uint32_t flags)
 		must(untouched(), "pv_open() refused the image and changed it");
 		return;
 	}
-	look(s);
 	if (flags & PV_RDONLY) {
+		look(s, input);
 		must(untouched(), "a read-only handle changed the image");
 	} else {
+		if (look(s, input).problems == 0)
+			use_map(s);
 		use(s);
-		look(s);
+		look(s, input);
+		mend(s);
+		look(s, input);
 	}
 	pv_close(s);
 }
@@ -488,9 +661,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		change(&in);
 	if (!(flags & INPUT_KEEP_CHECKSUMS))
 		compute_checksums();
-	run(flags & INPUT_RDONLY ? PV_RDONLY : 0);
+	run((flags & INPUT_RDONLY ? PV_RDONLY : 0) | (flags & INPUT_MEND ? PV_MEND : 0), flags);
 	if (!(flags & INPUT_RDONLY) && !ngrown)
-		run(0); /* what the use left behind; without segments that joined meanwhile it is refused */
+		run(0, flags); /* what the use left behind; without segments that joined meanwhile it is refused */
 	while (ngrown)
 		close(grown[--ngrown]);
 	return 0;

@@ -3,10 +3,14 @@
  * Runs a fuzz target without libFuzzer: first the inputs of a corpus, then random ones, the same in every
  * run. So what a fuzzer has once found stays a test of every build.
  *
- * A corpus is a text file: an input in hexadecimal digits on each line; # begins a comment. When an
- * input kills the program, it is printed in that form, ready to be appended.
+ * A corpus is a directory with an input in each file, as fuzzers write it, or a text file: an input in
+ * hexadecimal digits on each line; # begins a comment. When an input kills the program, it is printed in
+ * that form, ready to be appended.
  */
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,7 +20,7 @@
 
 #include "fuzz.h"
 
-enum { INPUT_MAX = 4096, RANDOM_MAX = 96, CASE_SECONDS = 20 };
+enum { INPUT_MAX = 16384, RANDOM_MAX = 96, CASE_SECONDS = 20 };
 
 static uint8_t input[INPUT_MAX];
 static size_t input_bytes;
@@ -84,7 +88,7 @@ static int parse(const char *line)
 	return 1;
 }
 
-static unsigned long run_corpus(const char *path)
+static unsigned long run_lines(const char *path)
 {
 	unsigned long n = 0, number = 0;
 	char line[3 * INPUT_MAX];
@@ -107,6 +111,48 @@ static unsigned long run_corpus(const char *path)
 		n++;
 	}
 	fclose(f);
+	return n;
+}
+
+static unsigned long run_files(const char *path, DIR *dir)
+{
+	const struct dirent *entry;
+	unsigned long n = 0;
+
+	while ((entry = readdir(dir))) {
+		ssize_t got = -1;
+		int fd;
+
+		if (entry->d_name[0] == '.')
+			continue;
+		fd = openat(dirfd(dir), entry->d_name, O_RDONLY | O_CLOEXEC);
+		if (fd >= 0)
+			got = read(fd, input, INPUT_MAX);
+		if (got < 0) {
+			fprintf(stderr, "replay: cannot read %s/%s: %s\n", path, entry->d_name,
+				strerror(errno));
+			exit(2);
+		}
+		close(fd);
+		input_bytes = (size_t)got;
+		run();
+		n++;
+	}
+	return n;
+}
+
+static unsigned long run_corpus(const char *path)
+{
+	DIR *dir = opendir(path);
+	unsigned long n = dir ? run_files(path, dir) : run_lines(path);
+
+	if (dir)
+		closedir(dir);
+	if (!n) { /* an empty corpus is a mistake */
+		fprintf(stderr, "replay: %s is empty\n", path);
+		exit(2);
+	}
+	printf("%lu inputs of %s\n", n, path);
 	return n;
 }
 
@@ -134,21 +180,27 @@ static void run_random(unsigned long count, uint64_t seed)
 
 int main(int argc, char **argv)
 {
-	unsigned long n, count;
+	unsigned long count;
 	uint64_t seed = 1;
+	int i = 1;
 
-	if (argc < 3 || argc > 4 || strcmp(argv[1], "--help") == 0) {
-		printf("usage: %s CORPUS COUNT [SEED]\n"
-		       "Runs all inputs of the file CORPUS, then COUNT random ones.\n",
+	if (argc < 2 || strcmp(argv[1], "--help") == 0) {
+		printf("usage: %s CORPUS... COUNT [SEED]\n"
+		       "Runs all inputs of each CORPUS, then COUNT random ones.\n",
 		       argv[0]);
-		return argc == 2 && strcmp(argv[1], "--help") == 0 ? 0 : 2;
+		return argc == 2 ? 0 : 2;
 	}
-	count = strtoul(argv[2], NULL, 0);
-	if (argc == 4)
-		seed = strtoull(argv[3], NULL, 0);
 	watch();
-	n = run_corpus(argv[1]);
+	for (; i < argc && !isdigit((unsigned char)argv[i][0]); i++)
+		run_corpus(argv[i]);
+	if (i == argc || argc - i > 2) {
+		fprintf(stderr, "replay: how many random ones? (see --help)\n");
+		return 2;
+	}
+	count = strtoul(argv[i], NULL, 0);
+	if (i + 1 < argc)
+		seed = strtoull(argv[i + 1], NULL, 0);
 	run_random(count, seed);
-	printf("%lu inputs of %s, %lu random ones (seed %" PRIu64 ")\n", n, argv[1], count, seed);
-	return n == 0; /* an empty corpus is a mistake */
+	printf("%lu random ones (seed %" PRIu64 ")\n", count, seed);
+	return 0;
 }
