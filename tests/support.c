@@ -304,6 +304,24 @@ struct pv_check_report store_sound(struct pv_store *s)
 	return r;
 }
 
+static void count_pointers(void *ctx, const char *line)
+{
+	if (strncmp(line, "object 0x", 9) == 0)
+		++*(uint64_t *)ctx;
+	else
+		print_error("pv_check: %s\n", line);
+}
+
+struct pv_check_report store_records_sound(struct pv_store *s)
+{
+	struct pv_check_report r;
+	uint64_t pointers = 0;
+
+	assert_ok(pv_check(s, PV_CHECK_TELL(count_pointers, &pointers), &r));
+	assert_int_equal(r.problems, pointers);
+	return r;
+}
+
 pv_type_t store_bytes_type(struct pv_store *s, const char *name)
 {
 	struct pv_typedef def = PV_TYPE_BYTES(name, 1);

@@ -117,6 +117,9 @@ int store_try(struct keeper *k, const struct pv_options *o, uint32_t flags, stru
 struct pv_info store_info(struct pv_store *s);
 /** pv_check() finds nothing; its figures. */
 struct pv_check_report store_sound(struct pv_store *s);
+/** The same but for pointers: in stores to which the test has written words that are none, or pointers to
+ *  what it has retired. */
+struct pv_check_report store_records_sound(struct pv_store *s);
 /** Opaque bytes under this name. */
 pv_type_t store_bytes_type(struct pv_store *s, const char *name);
 

@@ -118,7 +118,7 @@ static void refuse(struct pv_store *s, struct cells *t, const char *what, void *
 		     "");
 	assert_fails(pv_publish(s, (struct pv_action[]){PV_FREE(p), PV_LIVE(p)}, 2), -EINVAL, "");
 	snapshot_check(&snap, s);
-	store_sound(s);
+	store_records_sound(s);
 }
 
 static void wrong_pointers(void **state)
@@ -160,7 +160,7 @@ static void wrong_pointers(void **state)
 	refuse(s, t, "live", live, LIVE);
 	refuse(s, t, "live and large", large, LIVE);
 	refuse(s, t, "live extent", extent, LIVE);
-	assert_int_equal(store_sound(s).live_objects, 4);
+	assert_int_equal(store_records_sound(s).live_objects, 4);
 	free(heap);
 	assert_ok(pv_close(s));
 }
@@ -254,7 +254,7 @@ static void wrong_actions(void **state)
 	snapshot_check(&snap, s);
 	/* Everything that took part is still what it was. */
 	assert_ok(pv_publish(s, (struct pv_action[]){PV_LIVE(p), PV_LIVE(q), PV_FREE(live)}, 3));
-	assert_int_equal(store_sound(s).live_objects, 3);
+	assert_int_equal(store_records_sound(s).live_objects, 3);
 	assert_ok(pv_close(s));
 }
 
@@ -329,7 +329,7 @@ static void wrong_sizes_and_types(void **state)
 	}
 	snapshot_check(&snap, s);
 	assert_int_equal(store_info(s).segments, segments);
-	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_int_equal(store_records_sound(s).live_objects, 1);
 	assert_ok(pv_close(s));
 }
 
@@ -355,7 +355,7 @@ static void full_lane(void **state)
 	/* Every one of them can still be done. */
 	assert_ok(pv_publish(s, a, PV_ACTIONS_MAX));
 	assert_ok(pv_publish(s, a + PV_ACTIONS_MAX, PV_ACTIONS_MAX));
-	assert_int_equal(store_sound(s).live_objects, 1 + PV_ACTIONS_MAX);
+	assert_int_equal(store_records_sound(s).live_objects, 1 + PV_ACTIONS_MAX);
 	assert_ok(pv_close(s));
 }
 
@@ -395,8 +395,8 @@ static void wrong_frees(void **state)
 	assert_fails(pv_realloc(s, &t->cells[0], SIZE_MAX), -ENOSPC, "window");
 	snapshot_check(&snap, s);
 	assert_ok(pv_free(s, &t->cells[0]));
-	assert_int_equal(store_sound(s).live_objects, 1);
-	assert_int_equal(store_sound(their).live_objects, 2);
+	assert_int_equal(store_records_sound(s).live_objects, 1);
+	assert_int_equal(store_records_sound(their).live_objects, 2);
 	assert_ok(pv_close(s));
 	assert_ok(pv_close(their));
 	keeper_free(&other);
@@ -449,7 +449,7 @@ static void transaction_of_another_thread(void **state)
 	assert_int_equal(pv_tx_depth(s), 1);
 	assert_ok(pv_tx_free(s, o.t->cells[0]));
 	assert_ok(pv_tx_commit(s));
-	assert_int_equal(store_sound(s).live_objects, 2);
+	assert_int_equal(store_records_sound(s).live_objects, 2);
 	assert_int_not_equal(pv_usable_bytes(s, p), 0);
 	assert_ok(pv_close(s));
 }

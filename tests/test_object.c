@@ -48,7 +48,7 @@ enum where { STAYS, MOVES };
 static void resize(struct pv_store *s, void **cell, size_t bytes, enum where where)
 {
 	size_t had = pv_usable_bytes(s, *cell), kept;
-	uint64_t live = store_sound(s).live_objects;
+	uint64_t live = store_records_sound(s).live_objects;
 	pv_type_t type = type_of(s, *cell);
 	void *old = *cell;
 
@@ -64,11 +64,11 @@ static void resize(struct pv_store *s, void **cell, size_t bytes, enum where whe
 	assert_int_equal(type_of(s, *cell), type);
 	if (where == MOVES)
 		assert_int_equal(pv_usable_bytes(s, old), 0);
-	assert_int_equal(store_sound(s).live_objects, live);
+	assert_int_equal(store_records_sound(s).live_objects, live);
 	/* All of it can be written to without touching others. */
 	pattern_fill(*cell, pv_usable_bytes(s, *cell), bytes);
 	assert_true(pattern_holds(*cell, pv_usable_bytes(s, *cell), bytes));
-	store_sound(s);
+	store_records_sound(s);
 }
 
 static void realloc_of_slots(void **state)
@@ -103,7 +103,7 @@ static void realloc_of_slots(void **state)
 	s = store_attach(k, &o);
 	resize(s, cell, 200, MOVES); /* in a slab that this process has not touched */
 	assert_ok(pv_free(s, cell));
-	assert_int_equal(store_sound(s).live_objects, 2);
+	assert_int_equal(store_records_sound(s).live_objects, 2);
 	assert_ok(pv_close(s));
 }
 
@@ -117,16 +117,16 @@ static void realloc_between_slots_and_extents(void **state)
 
 	publish_ok(s, store_bytes_type(s, "bytes"), 500, cell);
 	resize(s, cell, 8 * PAGE + 1, MOVES);
-	assert_int_equal(store_sound(s).extents, 1);
+	assert_int_equal(store_records_sound(s).extents, 1);
 	resize(s, cell, 8 * PAGE, MOVES);
-	assert_int_equal(store_sound(s).extents, 0);
+	assert_int_equal(store_records_sound(s).extents, 0);
 	resize(s, cell, 20 * PAGE, MOVES);
 	resize(s, cell, 24, MOVES);
 	/* Larger than all that there is. */
 	resize(s, cell, 3 << 20, MOVES);
 	assert_true(store_info(s).segments > 1);
 	resize(s, cell, 16, MOVES);
-	assert_int_equal(store_sound(s).extents, 0);
+	assert_int_equal(store_records_sound(s).extents, 0);
 	assert_ok(pv_close(s));
 }
 
@@ -142,11 +142,11 @@ static void realloc_of_extents_in_place(void **state)
 	uint8_t *p;
 
 	p = publish_ok(s, type, 12 * PAGE, cell);
-	free_pages = store_sound(s).free_pages;
+	free_pages = store_records_sound(s).free_pages;
 	resize(s, cell, 12 * PAGE - 100, STAYS); /* no page less */
-	assert_int_equal(store_sound(s).free_pages, free_pages);
+	assert_int_equal(store_records_sound(s).free_pages, free_pages);
 	resize(s, cell, 9 * PAGE, STAYS);
-	assert_int_equal(store_sound(s).free_pages, free_pages + 3);
+	assert_int_equal(store_records_sound(s).free_pages, free_pages + 3);
 	/* What it gave away serves another one, and so is not there for growth any more. */
 	assert_ptr_equal(publish_ok(s, type, 9 * PAGE, &t->cells[1]), p + 9 * PAGE);
 	pattern_fill(t->cells[1], 9 * PAGE, 77);
@@ -158,7 +158,7 @@ static void realloc_of_extents_in_place(void **state)
 	assert_ok(pv_free(s, cell));
 	resize(s, &t->cells[1], 30 * PAGE, STAYS);
 	resize(s, &t->cells[1], 31 * PAGE - 5, STAYS);
-	assert_int_equal(store_sound(s).extents, 1);
+	assert_int_equal(store_records_sound(s).extents, 1);
 	keeper_crash(k, &s);
 	s = store_attach(k, &o);
 	assert_int_equal(pv_usable_bytes(s, t->cells[1]), 31 * PAGE);
@@ -171,7 +171,7 @@ static void realloc_of_extents_in_place(void **state)
 	assert_int_equal(store_info(s).segments, 2);
 	resize(s, &t->cells[1], 9 * PAGE, STAYS);
 	assert_ok(pv_free(s, &t->cells[1]));
-	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_int_equal(store_records_sound(s).live_objects, 1);
 	assert_ok(pv_close(s));
 }
 
@@ -192,7 +192,7 @@ static void realloc_does_not_grow_into_reservations(void **state)
 	assert_true(pattern_holds(held, 10 * PAGE, 5));
 	assert_ok(pv_link(s, held, &t->cells[1]));
 	resize(s, &t->cells[1], 9 * PAGE, STAYS);
-	assert_int_equal(store_sound(s).extents, 2);
+	assert_int_equal(store_records_sound(s).extents, 2);
 	assert_ok(pv_close(s));
 }
 
@@ -226,7 +226,7 @@ static void realloc_at_random(void **state)
 		keys[i] = random_next(&seed);
 		pattern_fill(t->cells[i], bytes, keys[i]);
 		if (n % 256 == 0)
-			assert_int_equal(store_sound(s).live_objects, 9);
+			assert_int_equal(store_records_sound(s).live_objects, 9);
 		if (n % 1024 == 1023) {
 			keeper_crash(k, &s);
 			s = store_attach(k, &o);
@@ -289,7 +289,7 @@ static void realloc_refuses(void **state)
 	resize(s, &t->cells[2], sizeof(struct fixed), MOVES);
 	assert_ptr_equal(t->cells[0], p);
 	assert_true(pattern_holds(p, 112, 3));
-	assert_int_equal(store_sound(s).live_objects, 3);
+	assert_int_equal(store_records_sound(s).live_objects, 3);
 	assert_ok(pv_close(s));
 }
 
@@ -319,7 +319,7 @@ static void realloc_without_room(void **state)
 			assert_ptr_equal(t->cells[i], old);
 			assert_int_equal(pv_usable_bytes(s, old), usable);
 			assert_true(pattern_holds(old, usable, i));
-			assert_int_equal(store_sound(s).live_objects, 3);
+			assert_int_equal(store_records_sound(s).live_objects, 3);
 		}
 	}
 	/* In place there is still room. */
@@ -376,7 +376,7 @@ static void all_alignments(void **state)
 			for (size_t align = 32; align <= 8 * PAGE; align *= 4)
 				check_aligned(s, type, bytes, align, NULL);
 		assert_true(n <= CELLS);
-		assert_int_equal(store_sound(s).live_objects, n + 1);
+		assert_int_equal(store_records_sound(s).live_objects, n + 1);
 		/* None overlaps another. */
 		n = 0;
 		for (size_t align = 1; align <= o.segment_bytes; align *= 2)
@@ -387,7 +387,7 @@ static void all_alignments(void **state)
 		s = store_attach(k, &o);
 		for (unsigned int i = 0; i < n; i++)
 			assert_ok(pv_free(s, &t->cells[i]));
-		assert_int_equal(store_sound(s).live_objects, 1);
+		assert_int_equal(store_records_sound(s).live_objects, 1);
 		assert_ok(pv_destroy(s));
 	}
 }
@@ -417,7 +417,7 @@ static void alignments_that_are_none(void **state)
 		assert_fails(pv_reserve_aligned(s, type, 1 << 26, align, &p), -ENOSPC, "");
 	}
 	assert_ptr_equal(p, state);
-	assert_int_equal(store_sound(s).reserved_objects, 0);
+	assert_int_equal(store_records_sound(s).reserved_objects, 0);
 	assert_int_equal(store_info(s).segments, 1);
 	assert_ok(pv_close(s));
 }
@@ -439,7 +439,7 @@ static void short_forms(void **state)
 
 			assert_ok(pv_link(s, p, &t->cells[0]));
 			assert_ptr_equal(t->cells[0], p);
-			assert_int_equal(store_sound(s).live_objects, 2);
+			assert_int_equal(store_records_sound(s).live_objects, 2);
 			/* Not the last that was reserved, nor by the last word: the long way. */
 			fresh = reserve_ok(s, type, sizes[n]);
 			assert_ok(pv_cancel(s, reserve_ok(s, type, 64)));
@@ -448,11 +448,11 @@ static void short_forms(void **state)
 			assert_int_equal(pv_usable_bytes(s, p), 0);
 			p = reserve_ok(s, type, sizes[n]);
 			assert_ok(pv_replace(s, p, &t->cells[0], fresh));
-			assert_int_equal(store_sound(s).live_objects, 2);
+			assert_int_equal(store_records_sound(s).live_objects, 2);
 			assert_ok(pv_unlink(s, &t->cells[0], 4711, p));
 			assert_int_equal((uintptr_t)t->cells[0], 4711);
 			assert_int_equal(pv_usable_bytes(s, p), 0);
-			assert_int_equal(store_sound(s).live_objects, 1);
+			assert_int_equal(store_records_sound(s).live_objects, 1);
 		}
 	}
 	assert_ok(pv_close(s));
@@ -481,7 +481,7 @@ static void short_forms_refuse(struct pv_store *s, struct cells *t, pv_type_t ty
 				 (uint8_t *)s->base + s->window_bytes, (void *)(UINTPTR_MAX - 7)},
 	       sizeof(words));
 	t->cells[3] = s;
-	before = store_sound(s);
+	before = store_records_sound(s);
 	for (int warm = 0; warm < 2; warm++) { /* twice: with and without what the last call found out */
 		for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
 			assert_fails(pv_link(s, bad[i], &t->cells[3]), -EINVAL, "");
@@ -501,8 +501,8 @@ static void short_forms_refuse(struct pv_store *s, struct cells *t, pv_type_t ty
 		assert_fails(pv_unlink(s, &t->cells[3], 1, fresh), -EINVAL, "is reserved, not live");
 		assert_ptr_equal(t->cells[3], s);
 		assert_null(outside);
-		assert_int_equal(store_sound(s).live_objects, before.live_objects);
-		assert_int_equal(store_sound(s).reserved_objects, before.reserved_objects);
+		assert_int_equal(store_records_sound(s).live_objects, before.live_objects);
+		assert_int_equal(store_records_sound(s).reserved_objects, before.reserved_objects);
 		/* Now the thread knows the word's pages and the object. */
 		assert_ok(pv_replace(s, fresh, &t->cells[0], live));
 		live = fresh;
@@ -526,7 +526,7 @@ static void short_forms_that_refuse(void **state)
 	short_forms_refuse(s, t, type, 48);
 	short_forms_refuse(s, t, type, 3000);
 	short_forms_refuse(s, t, type, 40000);
-	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_int_equal(store_records_sound(s).live_objects, 1);
 	assert_ok(pv_close(s));
 }
 

@@ -108,9 +108,9 @@ static void refusals(void **state)
 		assert_fails(pv_cancel(s, p), -EINVAL, "not reserved");
 		assert_ok(pv_cancel(s, fresh));
 		assert_ok(pv_retire_wait(s));
-		assert_int_equal(store_sound(s).retired_objects, 0);
+		assert_int_equal(store_records_sound(s).retired_objects, 0);
 	}
-	assert_int_equal(store_sound(s).live_objects, 2);
+	assert_int_equal(store_records_sound(s).live_objects, 2);
 	assert_ok(pv_close(s));
 }
 
@@ -178,7 +178,7 @@ static void kept_until_the_end(void **state)
 			     (struct pv_action[]){PV_STORE(&c->cells[0], 0), PV_RETIRE(small),
 						  PV_STORE(&c->cells[1], 0), PV_RETIRE(large)},
 			     4));
-	report = store_sound(s);
+	report = store_records_sound(s);
 	assert_int_equal(report.retired_objects, 2);
 	assert_int_equal(report.live_objects, 1);
 	v.s = s;
@@ -197,9 +197,9 @@ static void kept_until_the_end(void **state)
 	assert_true(n > 2);
 	assert_true(pattern_holds(small, 64, 1));
 	assert_true(pattern_holds(large, 40000, 2));
-	assert_int_equal(store_sound(s).retired_objects, 2);
+	assert_int_equal(store_records_sound(s).retired_objects, 2);
 	assert_ok(pv_retire_wait(s));
-	assert_int_equal(store_sound(s).retired_objects, 0);
+	assert_int_equal(store_records_sound(s).retired_objects, 0);
 	assert_ok(pv_reserve(s, type, 64, &p));
 	assert_ptr_equal(p, small);
 	assert_ok(pv_reserve(s, type, 40000, &p));
@@ -219,11 +219,11 @@ static void free_after_a_crash(void **state)
 		publish_ok(s, type, i % 3 ? 64 : 20000, &c->cells[i]);
 	for (int i = 0; i < 200; i++)
 		assert_ok(retire(s, &c->cells[i]));
-	assert_int_equal(store_sound(s).retired_objects, 200);
+	assert_int_equal(store_records_sound(s).retired_objects, 200);
 	keeper_crash(k, &s);
 	s = store_attach(k, &o);
-	assert_int_equal(store_sound(s).retired_objects, 0);
-	assert_int_equal(store_sound(s).live_objects, 101);
+	assert_int_equal(store_records_sound(s).retired_objects, 0);
+	assert_int_equal(store_records_sound(s).live_objects, 101);
 	assert_ok(pv_close(s));
 }
 
@@ -243,10 +243,10 @@ static void batches(void **state)
 	}
 	manual_barrier();
 	assert_int_equal(n_manual, 1); /* what was pending */
-	assert_int_equal(store_sound(s).retired_objects, CELLS - 1);
+	assert_int_equal(store_records_sound(s).retired_objects, CELLS - 1);
 	manual_barrier();
 	assert_int_equal(n_manual, 0);
-	assert_int_equal(store_sound(s).retired_objects, 0);
+	assert_int_equal(store_records_sound(s).retired_objects, 0);
 	for (int i = 0; i < CELLS; i++)
 		publish_ok(s, type, 64, &c->cells[i]);
 	for (int i = 0; i < 3; i++)
@@ -254,7 +254,7 @@ static void batches(void **state)
 	assert_ok(pv_close(s));
 	assert_int_equal(n_manual, 0);
 	s = store_attach(k, NULL);
-	assert_int_equal(store_sound(s).live_objects, 1 + CELLS - 3);
+	assert_int_equal(store_records_sound(s).live_objects, 1 + CELLS - 3);
 	assert_ok(pv_close(s));
 }
 
@@ -274,7 +274,7 @@ static void forked_child(void **state)
 	publish_ok(s, store_bytes_type(s, "bytes"), 64, &c->cells[0]);
 	assert_ok(retire(s, &c->cells[0]));
 	assert_int_equal(run_child(run_inherited, NULL), 7);
-	assert_int_equal(store_sound(s).retired_objects, 1);
+	assert_int_equal(store_records_sound(s).retired_objects, 1);
 	assert_ok(pv_close(s));
 }
 
@@ -298,8 +298,8 @@ static void in_transactions(void **state)
 	assert_fails(pv_tx_retire(s, c->cells[0]), -EINVAL, "before");
 	assert_fails(pv_tx_free(s, c->cells[0]), -EINVAL, "before");
 	assert_ok(pv_tx_abort(s));
-	assert_int_equal(store_sound(s).live_objects, 301);
-	assert_int_equal(store_sound(s).retired_objects, 0);
+	assert_int_equal(store_records_sound(s).live_objects, 301);
+	assert_int_equal(store_records_sound(s).retired_objects, 0);
 	/* More than a block notes; with one that was never live. */
 	assert_ok(pv_tx_begin(s));
 	for (int i = 0; i < 300; i++) {
@@ -309,12 +309,12 @@ static void in_transactions(void **state)
 	}
 	assert_ok(pv_tx_alloc(s, type, 64, &fresh));
 	assert_ok(pv_tx_retire(s, fresh));
-	assert_int_equal(store_sound(s).retired_objects, 0);
+	assert_int_equal(store_records_sound(s).retired_objects, 0);
 	assert_ok(pv_tx_commit(s));
-	assert_int_equal(store_sound(s).live_objects, 1);
-	assert_int_equal(store_sound(s).retired_objects, 300);
+	assert_int_equal(store_records_sound(s).live_objects, 1);
+	assert_int_equal(store_records_sound(s).retired_objects, 300);
 	assert_ok(pv_retire_wait(s));
-	assert_int_equal(store_sound(s).retired_objects, 0);
+	assert_int_equal(store_records_sound(s).retired_objects, 0);
 	assert_ok(pv_close(s));
 }
 
@@ -348,7 +348,7 @@ static void no_memory(void **state)
 	mallocs_left = 0;
 	assert_fails(retire(s, &c->cells[0]), -ENOMEM, "retired");
 	mallocs_left = -1;
-	assert_int_equal(store_sound(s).live_objects, CELLS + 1);
+	assert_int_equal(store_records_sound(s).live_objects, CELLS + 1);
 	assert_ok(retire(s, &c->cells[i++])); /* in flight */
 	mallocs_left = 1;
 	while ((rc = retire(s, &c->cells[i])) == 0)
@@ -359,9 +359,9 @@ static void no_memory(void **state)
 	kept = c->cells[i];
 	assert_non_null(kept); /* nothing was changed ... */
 	assert_int_not_equal(pv_usable_bytes(s, kept), 0);
-	assert_int_equal(store_sound(s).retired_objects, i);
+	assert_int_equal(store_records_sound(s).retired_objects, i);
 	assert_ok(pv_retire_wait(s)); /* ... and what was noted before was not lost */
-	assert_int_equal(store_sound(s).retired_objects, 0);
+	assert_int_equal(store_records_sound(s).retired_objects, 0);
 	assert_ok(retire(s, &c->cells[i++]));
 	/* A commit fails before anything is done, and can be tried again. */
 	assert_ok(pv_tx_begin(s));
@@ -372,7 +372,7 @@ static void no_memory(void **state)
 	mallocs_left = -1;
 	assert_int_not_equal(pv_usable_bytes(s, c->cells[CELLS - 1]), 0);
 	assert_ok(pv_tx_commit(s));
-	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_int_equal(store_records_sound(s).live_objects, 1);
 	assert_ok(pv_close(s));
 }
 
