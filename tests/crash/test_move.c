@@ -31,6 +31,7 @@ struct node {
 struct move_fixture {
 	struct fixture f; /* first: the callbacks of fixture.h get the same pointer */
 	unsigned plan;	  /* which objects there are at the start */
+	bool late_moves;  /* so does the second root */
 	pv_type_t type;
 	pv_type_t top; /* of roots: the same fields */
 };
@@ -107,12 +108,13 @@ static int push(struct move_fixture *m, struct node *at, size_t bytes, uint64_t 
 }
 
 /* Reserve `fill` objects of a size, so that what comes next gets another slab, and give them back later. */
-static int fill_up(struct move_fixture *m, size_t bytes, unsigned fill, void **held, unsigned *n)
+static int fill_up(struct move_fixture *m, pv_type_t type, size_t bytes, unsigned fill, void **held,
+		   unsigned *n)
 {
 	int rc = 0;
 
 	for (; rc == 0 && fill; fill--)
-		rc = pv_reserve(m->f.store, m->type, bytes, &held[(*n)++]);
+		rc = pv_reserve(m->f.store, type, bytes, &held[(*n)++]);
 	return note_error("pv_reserve", rc);
 }
 
@@ -128,7 +130,7 @@ static const struct step plans[][8] = {
 	/* Some objects of two classes and one that is large. */
 	{{64, 61, 0}, {256, 0, 0}, {34000, 0, 0}, {64, 0, 0}},
 	/* Slabs of two classes and a large object, in segments that can leave. */
-	{{64, 80, 0}, {256, 40, 0}, {64, 100, 0}, {256, 1, 36000}, {34000, 50, 256}, {256, 130, 48}},
+	{{64, 80, 0}, {256, 40, 0}, {64, 100, 0}, {256, 1, 36000}, {34000, 50, 256}, {256, 0, 0}},
 };
 
 static int setup(void *ctx)
@@ -148,10 +150,12 @@ static int setup(void *ctx)
 
 		rc = push(m, at, step->bytes, i + 100);
 		if (!rc)
-			rc = fill_up(m, step->fill_bytes ? step->fill_bytes : step->bytes, step->fill,
+			rc = fill_up(m, m->type, step->fill_bytes ? step->fill_bytes : step->bytes, step->fill,
 				     held, &n);
 	}
-	/* The last root lies among the last objects, and is moved too. */
+	/* The last root lies in a slab of its own, and is moved to the first one's. */
+	if (!rc && m->late_moves)
+		rc = fill_up(m, m->top, sizeof(struct node), 130, held, &n);
 	if (!rc)
 		rc = root(m, "late", &other);
 	if (!rc)
@@ -356,7 +360,7 @@ static int probe(void *ctx)
 
 static struct move_fixture slabs = {.f = {.lanes = 2}, .plan = 0};
 static struct move_fixture sealed = {.f = {.lanes = 2}, .plan = 1};
-static struct move_fixture segments = {.f = {.lanes = 2}, .plan = 2};
+static struct move_fixture segments = {.f = {.lanes = 2}, .plan = 2, .late_moves = true};
 
 static const struct crash_op slab_ops[] = {
 	{"merge slabs", op_compact, 1, CRASH_UNCHANGED, NULL},
