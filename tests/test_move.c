@@ -302,6 +302,52 @@ static void what_makes_no_sense_is_refused(void **state)
 	}
 }
 
+/* Words changed at random in what the move goes by: it is refused, or finished; nobody crashes. */
+static void damage_anywhere(void **state)
+{
+	uint64_t rnd = random_seed_from_env("damage_anywhere");
+	unsigned int refused = 0, finished = 0;
+	struct keeper damaged = {0};
+
+	for (uint32_t purpose = PV_MOVE_COMPACT; purpose <= PV_MOVE_UPGRADE; purpose++) {
+		struct setting t = begin(*state);
+		struct pvi_move *m = move_all(&t, purpose, t.words, 0);
+
+		assert_ok(pvi_move_settle(m));
+		put_in_force(&t, m);
+		pvi_move_free(m);
+		free(m);
+		keeper_crash(t.k, &t.s);
+		for (int i = 0; i < 600; i++) {
+			struct pv_check_report report;
+			unsigned int token = 1 + (unsigned int)random_below(&rnd, t.k->n - 1);
+			size_t bytes, in;
+			uint8_t *p;
+
+			keeper_init(&damaged);
+			keeper_copy(&damaged, t.k);
+			p = memfd_map(keeper_fd(&damaged, token), &bytes);
+			/* Page maps, lanes and the first slabs, mostly. */
+			in = random_below(&rnd, random_below(&rnd, 4) ? 32768 : bytes / 8 * 8) / 8 * 8;
+			*(uint64_t *)(void *)(p + in) ^= random_below(&rnd, 2) ? 1ull << random_below(&rnd, 64)
+										: random_next(&rnd);
+			memfd_unmap(p, bytes);
+			t.o.flags = 0;
+			if (store_try(&damaged, &t.o, 0, &t.s)) {
+				refused++;
+			} else {
+				finished++;
+				assert_ok(pv_check(t.s, NULL, NULL, &report));
+				assert_ok(pv_close(t.s));
+			}
+			keeper_free(&damaged);
+		}
+		forget(t.k);
+	}
+	print_message("%u refused, %u finished\n", refused, finished);
+	assert_true(refused > 10 && finished > 50);
+}
+
 /* Objects that become larger, of another type, slots that become extents: as an upgrade does it. */
 static void to_another_type(void **state)
 {
@@ -388,6 +434,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		with_keeper(the_next_process_finishes_it),
 		with_keeper(what_makes_no_sense_is_refused),
+		with_keeper(damage_anywhere),
 		with_keeper(to_another_type),
 		with_keeper(a_reference_into_the_middle),
 		with_keeper(a_move_that_is_given_up),
