@@ -32,11 +32,13 @@
 #endif
 
 #define PIECE_BYTES	(4ull << 20)
+#define PAGE_BYTES_MIN	4096u
 #define THREAD_BYTES	(32ull << 20) /* for less a thread is not worth its start */
 #define PROGRESS_BYTES	(64ull << 20)
 #define BATCH		64u  /* objects that the loops get at a time */
 #define DENSE		16u  /* words in a row from which on the loop for those is faster */
 #define FAULT_BYTES	4096u
+#define POPULATE_BYTES	(256u << 10) /* for less the call is not worth it */
 
 /** Words that repeat in the same way. */
 struct loop {
@@ -373,6 +375,8 @@ static void populate(const struct worker *w, const struct pvi_segment *seg, uint
 {
 	uint32_t shift = w->pass->s->page_shift;
 
+	if ((uint64_t) (to - from) << shift < POPULATE_BYTES)
+		return;
 	madvise(seg->addr + ((uint64_t) from << shift), (uint64_t) (to - from) << shift, MADV_POPULATE_WRITE);
 }
 
@@ -383,16 +387,21 @@ static bool worth_populating(const struct worker *w, uint64_t rec)
 	return w->pass->s->classes[pvi_rec_class(rec)].slot_bytes < FAULT_BYTES;
 }
 
-/* Go over what begins in these pages twice: what is there, mapping it; then its words. */
+/* What begins in these pages: first all of it is found and mapped, then its words are moved. */
 static int shift_pages(struct worker *w, const struct pvi_segment *seg, uint32_t from, uint32_t to)
 {
-	uint32_t start = from, n;
-	uint64_t rec;
+	struct {
+		uint64_t rec;
+		uint32_t page;
+	} found[PIECE_BYTES / PAGE_BYTES_MIN];
+	uint32_t start = from, nfound = 0, n;
 	int rc = 0;
 
 	for (uint32_t i = from; i < to && rc >= 0; i += n) {
-		rc = look_at(w, seg, i, &n, &rec);
-		if (rc == 1 && worth_populating(w, rec))
+		rc = look_at(w, seg, i, &n, &found[nfound].rec);
+		found[nfound].page = i;
+		nfound += rc == 1;
+		if (rc == 1 && worth_populating(w, found[nfound - 1].rec))
 			continue;
 		if (i > start)
 			populate(w, seg, start, i);
@@ -400,12 +409,10 @@ static int shift_pages(struct worker *w, const struct pvi_segment *seg, uint32_t
 	}
 	if (rc >= 0 && to > start)
 		populate(w, seg, start, to);
-	for (uint32_t i = from; i < to && rc >= 0; i += n) {
-		rc = look_at(w, seg, i, &n, &rec);
-		if (rc == 1)
-			rc = pvi_page_kind(rec) == PV_PAGE_SLAB ? shift_slab(w, seg, i, rec)
-								: shift_extent(w, seg, i, rec);
-	}
+	for (uint32_t i = 0; i < nfound && rc >= 0; i++)
+		rc = pvi_page_kind(found[i].rec) == PV_PAGE_SLAB
+			     ? shift_slab(w, seg, found[i].page, found[i].rec)
+			     : shift_extent(w, seg, found[i].page, found[i].rec);
 	return rc < 0 ? rc : 0;
 }
 

@@ -354,6 +354,5 @@ int main(int argc, char **argv)
 		SCENARIO("null", setup_dangling, null_ops, &nulls),
 	};
 
-	crash_init(argc, argv);
 	return crash_main(argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }
