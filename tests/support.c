@@ -331,6 +331,34 @@ pv_type_t store_bytes_type(struct pv_store *s, const char *name)
 	return type;
 }
 
+pv_type_t store_type(struct pv_store *s, const struct pv_typedef *def)
+{
+	pv_type_t type = 0;
+
+	assert_ok(pv_type_register(s, def, &type));
+	return type;
+}
+
+void *store_moved(struct pv_store *s, const void *p)
+{
+	struct pv_info info = store_info(s);
+	uint64_t off = (uintptr_t)p - info.relocated_from;
+
+	return !p || !info.relocated_from || off >= info.window_bytes ? (void *)(uintptr_t)p
+								      : (void *)(uintptr_t)(info.base + off);
+}
+
+void objects_moved(struct objects *o, struct pv_store *s)
+{
+	for (size_t i = 0; i < o->n; i++)
+		o->v[i].p = store_moved(s, o->v[i].p);
+}
+
+void relocate_never(void)
+{
+	setenv("PV_RELOCATE", "never", 1);
+}
+
 const struct pv_typedef store_word = PV_TYPE(struct word, "word", 1, PV_POINTER(struct word, next));
 
 pv_type_t store_word_type(struct pv_store *s)
@@ -349,14 +377,14 @@ struct word *store_root(struct pv_store *s)
 	return root;
 }
 
+static const struct pv_typedef store_cells_def =
+	PV_TYPE(struct cells, "table", 1, PV_POINTER(struct cells, cells));
+
 struct cells *store_cells(struct pv_store *s)
 {
-	const struct pv_typedef table =
-		PV_TYPE(struct cells, "table", 1, PV_POINTER(struct cells, cells));
+	pv_type_t type = store_type(s, &store_cells_def);
 	void *root = NULL;
-	pv_type_t type;
 
-	assert_ok(pv_type_register(s, &table, &type));
 	assert_ok(pv_root(s, "table", type, sizeof(struct cells), &root, NULL));
 	return root;
 }

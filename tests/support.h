@@ -120,6 +120,16 @@ struct pv_check_report store_sound(struct pv_store *s);
 /** The same but for pointers: in stores to which the test has written words that are none, or pointers to
  *  what it has retired. */
 struct pv_check_report store_records_sound(struct pv_store *s);
+/** Register a type. */
+pv_type_t store_type(struct pv_store *s, const struct pv_typedef *def);
+/**
+ * Where an object is after an attach that it was at `p` before. The tests pass also if every attach relocates
+ * (PV_RELOCATE=always in the environment), so pointers that they keep go through this.
+ */
+void *store_moved(struct pv_store *s, const void *p);
+/** For a program whose tests are about the bytes of an image, or about where it is: no attach relocates
+ *  unless it is told to. */
+void relocate_never(void);
 /** Opaque bytes under this name. */
 pv_type_t store_bytes_type(struct pv_store *s, const char *name);
 
@@ -159,6 +169,8 @@ struct objects {
 
 void objects_add(struct objects *o, void *p, size_t bytes, pv_type_t type);
 void objects_free(struct objects *o);
+/** store_moved() of each. */
+void objects_moved(struct objects *o, struct pv_store *s);
 /** By address. */
 void objects_sort(struct objects *o);
 /** Both sorted: the same objects? */

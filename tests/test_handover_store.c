@@ -119,7 +119,8 @@ static bool holds(struct pv_store *s, uint64_t count)
 
 	if (root_of(s, &root) || root->count != count)
 		return false;
-	for (item = root->first; item && left; item = item->next)
+	/* A reader may be elsewhere than where the pointers lead. */
+	for (item = pv_address(s, root->first); item && left; item = pv_address(s, item->next))
 		if (item->number != --left)
 			return false;
 	return !item && left == 0 && pv_check(s, NULL, &report) == 0 && report.problems == 0;

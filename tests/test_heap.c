@@ -255,6 +255,7 @@ static void simple_forms(void **state)
 	assert_int_equal(store_sound(s).live_objects, 5);
 	assert_ok(pv_close(s));
 	s = store_attach(k, NULL);
+	t = store_moved(s, t);
 	assert_int_equal(store_sound(s).live_objects, 5);
 	assert_ok(pv_close(s));
 }
@@ -291,6 +292,8 @@ static void iteration(void **state)
 		assert_int_equal(live.n, 0);
 		keeper_crash(k, &s);
 		s = store_attach(k, NULL);
+		t = store_moved(s, t);
+		objects_moved(&want, s);
 	}
 	objects_free(&live);
 	objects_free(&want);
@@ -343,6 +346,7 @@ static void extents_come_and_go(void **state)
 			bytes = store_info(s).bytes;
 		keeper_crash(k, &s);
 		s = store_attach(k, NULL);
+		t = store_moved(s, t);
 		/* In segments that nobody has looked at yet, in both directions. */
 		for (size_t i = 0; i < 10; i++)
 			assert_ok(pv_free(s, &t->cells[round % 2 ? i : 9 - i]));
@@ -371,6 +375,8 @@ static void extent_larger_than_a_segment(void **state)
 	segments = store_info(s).segments;
 	keeper_crash(k, &s);
 	s = store_attach(k, &o);
+	t = store_moved(s, t);
+	p = store_moved(s, p);
 	assert_int_equal(p[0], 0x5a);
 	assert_int_equal(p[(10 << 20) - 1], 0x5a);
 	assert_int_equal(store_sound(s).live_bytes, (10 << 20) + 4096);

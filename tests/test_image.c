@@ -392,5 +392,7 @@ int main(void)
 		with_keeper(random_garbage),	  with_keeper(zeroed_pages),
 	};
 
+	/* It is about bytes of the image. */
+	relocate_never();
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

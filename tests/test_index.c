@@ -543,5 +543,7 @@ int main(void)
 		with_keeper(index_of_another_size),
 	};
 
+	/* It is about bytes of the image. */
+	relocate_never();
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

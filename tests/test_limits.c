@@ -68,10 +68,12 @@ static void limit_reached(void **state)
 	/* And it opens again, with the limit and with more. */
 	keeper_crash(k, &s);
 	s = store_attach(k, &o);
+	root = store_moved(s, root);
 	assert_int_equal(fill(s, root, type, 1000, -ENOSPC), 0);
 	assert_ok(pv_close(s));
 	o.limit_bytes = 1 << 20;
 	s = store_attach(k, &o);
+	root = store_moved(s, root);
 	assert_true(fill(s, root, type, 1000, -ENOSPC) * 1000 > 300000);
 	store_sound(s);
 	assert_ok(pv_close(s));
@@ -116,6 +118,7 @@ static void window_full(void **state)
 		assert_true(fill(s, root, type, 500, -ENOSPC) >= n);
 		keeper_crash(k, &s);
 		s = store_attach(k, &o);
+		root = store_moved(s, root);
 		assert_int_equal(store_sound(s).live_objects, n + 1);
 		assert_ok(pv_destroy(s));
 	}

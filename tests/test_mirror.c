@@ -267,5 +267,7 @@ int main(void)
 		with_keeper(slots_of_different_times),
 	};
 
+	/* It is about bytes of the image. */
+	relocate_never();
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

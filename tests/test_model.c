@@ -478,6 +478,8 @@ void model_reattach(struct model *m, bool crash)
 	else
 		assert_ok(pv_close(m->s));
 	m->nreserved = m->nretired = 0;
+	/* Somewhere else, half of the time. */
+	m->o.relocate = random_below(&m->random, 2) ? PV_RELOCATE_ALWAYS : PV_RELOCATE_AUTO;
 	model_open(m);
 	assert_int_equal(store_sound(m->s).reserved_objects, 0);
 }

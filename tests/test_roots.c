@@ -39,6 +39,8 @@ static void root_made_and_found(void **state)
 		keeper_crash(k, &s);
 		s = store_attach(k, NULL);
 		node = store_word_type(s);
+		a = store_moved(s, a);
+		b = store_moved(s, b);
 		assert_ok(pv_root(s, "a", node, sizeof(*a), &p, &created));
 		assert_ptr_equal(p, a);
 		assert_false(created);
@@ -142,7 +144,7 @@ static void index_full_of_roots(void **state)
 	assert_int_equal(r.live_objects, n);
 	assert_int_equal(r.reserved_objects, 0);
 	assert_ok(pv_root(s, "root-0", store_word_type(s), 16, &p, NULL));
-	assert_ptr_equal(p, first);
+	assert_ptr_equal(p, store_moved(s, first));
 	assert_ok(pv_reserve(s, store_word_type(s), 16, &p));
 	assert_ok(pv_publish(s, &PV_LIVE(p), 1));
 	assert_ok(pv_close(s));

@@ -256,6 +256,8 @@ static void history(struct keeper *k, struct pv_options o, uint64_t seed)
 			if (!m->things[t].live)
 				m->things[t].p = NULL;
 		model_open(m);
+		for (size_t t = 0; t < THINGS; t++)
+			m->things[t].p = store_moved(m->s, m->things[t].p);
 		/* pv_usable_bytes() warms; the thread has to have a lane to be counted. */
 		assert_ok(pv_publish(m->s, NULL, 0));
 		compare(m);
@@ -312,6 +314,7 @@ static void cold_slabs(void **state)
 	keeper_crash(k, &s);
 
 	s = store_attach(k, NULL);
+	cells = store_moved(s, cells);
 	now = memfd_map(keeper_fd(k, 1), &bytes);
 	before = malloc(bytes);
 	assert_non_null(before);
@@ -458,6 +461,7 @@ static void largest(struct keeper *k, struct pv_options o, uint64_t seed)
 		if (i % 25 == 24) { /* cold, and no segment is loaded */
 			keeper_crash(k, &f.s);
 			f.s = store_attach(k, &o);
+			objects_moved(&f.all, f.s);
 			type = store_bytes_type(f.s, "t0");
 			try_largest(&f, type);
 		}

@@ -46,12 +46,14 @@ struct worker {
 		}                                                                         \
 	} while (0)
 
+static const struct pv_typedef table_def =
+	PV_TYPE(struct table, "table", 1, PV_POINTER(struct table, cells));
+
 static struct table *table_of(struct pv_store *s)
 {
 	void *root = NULL;
 
-	assert_ok(pv_root(s, "table", store_bytes_type(s, "table"), sizeof(struct table), &root,
-			  NULL));
+	assert_ok(pv_root(s, "table", store_type(s, &table_def), sizeof(struct table), &root, NULL));
 	return root;
 }
 

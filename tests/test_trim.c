@@ -114,6 +114,7 @@ static void an_empty_store_is_small_again(void **state)
 		if (round >= 2) { /* what another process has left, slabs that nobody has looked at */
 			keeper_crash(k, &s);
 			s = store_attach(k, &o);
+			t = store_moved(s, t);
 		}
 		empty(s, t, 0, CELLS);
 		assert_true(trim(k, s) > 8 * MIB);
@@ -128,6 +129,7 @@ static void an_empty_store_is_small_again(void **state)
 		if (round % 2) {
 			keeper_crash(k, &s);
 			s = store_attach(k, &o);
+			t = store_moved(s, t);
 			assert_int_equal(store_info(s).segments, 1);
 			assert_int_equal(store_sound(s).live_objects, 1);
 		}
@@ -138,6 +140,7 @@ static void an_empty_store_is_small_again(void **state)
 	assert_int_equal(store_info(s).segments, segments);
 	assert_ok(pv_close(s));
 	s = store_attach(k, &o);
+	t = store_moved(s, t);
 	assert_filled(t, 0, CELLS);
 	assert_int_equal(store_sound(s).live_objects, CELLS + 1);
 	assert_ok(pv_close(s));
@@ -175,6 +178,8 @@ static void what_lives_stays(void **state)
 	assert_int_equal(store_sound(s).live_objects, CELLS / 2 + 2);
 	keeper_crash(k, &s);
 	s = store_attach(k, &o);
+	t = store_moved(s, t);
+	p = store_moved(s, p);
 	assert_filled(t, 0, CELLS / 2);
 	assert_true(pattern_holds(p, 300000, 12));
 	/* Every other object goes: slabs stay, and so do the others. */
@@ -277,6 +282,7 @@ static void a_crash_before_the_descriptor_goes(void **state)
 	keeper_free(&copy);
 	k->drops = 0;
 	s = store_attach(k, &o);
+	t = store_moved(s, t);
 	assert_int_equal(store_info(s).segments, segments - 1);
 	assert_int_equal(k->drops, 1);
 	assert_int_equal(k->last_drop, segments);
@@ -314,6 +320,7 @@ static void a_descriptor_that_is_not_dropped(void **state)
 	keeper_crash(k, &s);
 	m.refuses = 0;
 	s = store_attach(k, &o);
+	t = store_moved(s, t);
 	assert_filled(t, 0, CELLS);
 	store_sound(s);
 	/* ... or the next attach drops them. */
@@ -324,6 +331,7 @@ static void a_descriptor_that_is_not_dropped(void **state)
 	assert_ok(pv_close(s));
 	m.refuses = 0;
 	s = store_attach(k, &o);
+	t = store_moved(s, t);
 	assert_int_equal(k->n, 2);
 	assert_int_equal(store_sound(s).live_objects, 1);
 	assert_ok(pv_close(s));
@@ -407,6 +415,7 @@ static void idle_memory_goes_by_itself(void **state)
 		if (round == 1) {
 			keeper_crash(k, &s);
 			s = store_attach(k, &o);
+			t = store_moved(s, t);
 			assert_pieces(t, 0, PIECES);
 		}
 		for (size_t i = 0; i < PIECES; i++)

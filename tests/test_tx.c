@@ -16,11 +16,14 @@ struct table {
 	void *objects[CELLS];
 };
 
+static const struct pv_typedef table_def =
+	PV_TYPE(struct table, "table", 1, PV_POINTER(struct table, objects));
+
 static struct table *table_of(struct pv_store *s)
 {
 	void *t;
 
-	assert_ok(pv_root(s, "table", store_bytes_type(s, "table"), sizeof(struct table), &t, NULL));
+	assert_ok(pv_root(s, "table", store_type(s, &table_def), sizeof(struct table), &t, NULL));
 	return t;
 }
 
@@ -77,7 +80,7 @@ static void crash_puts_back(void **state)
 	assert_int_equal(store_info(s).recovered, 1);
 	t = table_of(s);
 	assert_int_equal(t->cells[7], 7);
-	assert_ptr_equal(t->objects[0], kept);
+	assert_ptr_equal(t->objects[0], store_moved(s, kept));
 	assert_int_equal(store_sound(s).live_objects, 2);
 	assert_ok(pv_close(s));
 }
@@ -323,6 +326,8 @@ static void random_histories(void **state)
 			s = store_attach(k, NULL);
 			type = store_bytes_type(s, "bytes");
 			t = table_of(s);
+			for (int i = 0; i < CELLS; i++)
+				model.objects[i] = store_moved(s, model.objects[i]);
 		}
 		assert_memory_equal(t, &model, sizeof(model));
 		for (int i = 0; i < CELLS; i++)

@@ -66,9 +66,12 @@ static int reserve_items(struct db *db, size_t n, struct batch_item_rec **out)
 
 	if (!err)
 		err = db_reserve(db, db->batch_type, n * sizeof(struct batch_item_rec), &object);
-	if (!err)
-		*out = object;
-	return err;
+	if (err)
+		return err;
+	/* All of it is pointers, used or not. */
+	memset(object, 0, n * sizeof(struct batch_item_rec));
+	*out = object;
+	return 0;
 }
 
 /* Commit a step of the batch. */
@@ -254,6 +257,7 @@ static size_t note_entries(struct db *db, const struct resp_arg *keys, size_t n,
 	for (size_t i = 0; i < found; i++)
 		if (i == 0 || items[i].old != items[i - 1].old)
 			items[unique++] = items[i];
+	memset(items + unique, 0, (found - unique) * sizeof(*items));
 	return unique;
 }
 

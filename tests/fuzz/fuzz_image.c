@@ -32,7 +32,14 @@
 enum { MEMFDS_MAX = 8, GROWN_MAX = 16, LANES = 4, CHANGES_MAX = 12, SLOTS = 64 };
 
 /* The first byte of an input. */
-enum { INPUT_RDONLY = 1, INPUT_KEEP_CHECKSUMS = 2, INPUT_THREADS = 4, INPUT_MEND = 8 };
+enum {
+	INPUT_RDONLY = 1,
+	INPUT_KEEP_CHECKSUMS = 2,
+	INPUT_THREADS = 4,
+	INPUT_MEND = 8,
+	INPUT_RELOCATE = 16,
+	INPUT_NULL = 32,
+};
 
 static struct {
 	unsigned int n;
@@ -112,6 +119,9 @@ static int keep(void *ctx, enum pv_keep what, uint64_t token, int fd)
 	return 0;
 }
 
+static uint32_t relocate = PV_RELOCATE_NEVER;
+static uint32_t dangling;
+
 static struct pv_options options(uint32_t flags)
 {
 	return (struct pv_options){
@@ -121,6 +131,8 @@ static struct pv_options options(uint32_t flags)
 		.window_bytes = 16 << 20,
 		.segment_bytes = 64 << 10,
 		.lanes = LANES,
+		.relocate = relocate,
+		.dangling = dangling,
 		.fds = image.fds,
 		.nfds = image.n,
 		.keep = keep,
@@ -630,7 +642,9 @@ static void run(uint32_t flags, unsigned int input)
 	for (unsigned int i = 0; i < image.n; i++)
 		memcpy(image.before[i], image.now[i], image.bytes[i]);
 	if (pv_open("fuzz", &o, &s)) {
-		must(untouched(), "pv_open() refused the image and changed it");
+		/* A relocation is refused when it meets the damage, and moved back. */
+		must(relocate == PV_RELOCATE_ALWAYS || untouched(),
+		     "pv_open() refused the image and changed it");
 		return;
 	}
 	if (flags & PV_RDONLY) {
@@ -661,6 +675,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		change(&in);
 	if (!(flags & INPUT_KEEP_CHECKSUMS))
 		compute_checksums();
+	relocate = flags & INPUT_RELOCATE ? PV_RELOCATE_ALWAYS : PV_RELOCATE_NEVER;
+	dangling = flags & INPUT_NULL ? PV_DANGLING_NULL : PV_DANGLING_REFUSE;
 	run((flags & INPUT_RDONLY ? PV_RDONLY : 0) | (flags & INPUT_MEND ? PV_MEND : 0), flags);
 	if (!(flags & INPUT_RDONLY) && !ngrown)
 		run(0, flags); /* what the use left behind; without segments that joined meanwhile it is refused */

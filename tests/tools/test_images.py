@@ -34,7 +34,9 @@ class RoundTrip(Image):
         for same in ("name", "uuid", "contents_bytes", "chunks", "generation", "segments"):
             self.assertEqual(restored[same], saved[same], same)
         self.assertFalse(restored["new_uuid"])
-        self.assertEqual(self.play("verify", "one", 20000, 24)["base"], made["base"])
+        found = self.play("verify", "one", 20000, 24)
+        if os.environ.get("PV_RELOCATE") != "always":
+            self.assertEqual(found["base"], made["base"])
 
     def test_what_is_free_is_not_saved(self):
         self.play("make", "one", 20000, 24)
