@@ -114,6 +114,8 @@ static void objects_follow_the_commit(void **state)
 	assert_ok(pv_tx_free(s, large));
 	assert_ok(pv_tx_alloc(s, type, 40, &p));
 	assert_ok(pv_tx_free(s, p)); /* never became live */
+	for (int i = 0; i < 2; i++)
+		set(s, (uint64_t *) &t->objects[i], 0);
 	assert_ok(pv_tx_commit(s));
 	assert_int_equal(store_sound(s).live_objects, 1);
 	assert_ok(pv_close(s));

@@ -75,6 +75,24 @@ MUTANTS = {
         '	slab_format(s, seg, page, rec);\n', ''), (
         '	describe_pages(s, seg, page, rec);\n\n	d = &seg',
         '	slab_format(s, seg, page, rec);\n	describe_pages(s, seg, page, rec);\n\n	d = &seg')]),
+    # The index says that a relocation is done before it is.
+    'relocation-done-early': ('relocate.c', 'relocate', 'relocate', [(
+        '	int err = pvi_relocate_pass(s, dangling, &result), back;\n',
+        '''	uint32_t moving = s->index.nmoving;
+	int err = arrived(s), back;
+
+	s->index.nmoving = moving;
+	err = pvi_relocate_pass(s, dangling, &result);
+''')]),
+    # Of an interrupted relocation only the last of the windows is known.
+    'relocation-one-window': ('relocate_pass.c', 'relocate', 'relocate', [(
+        'for (uint32_t i = 0; i < idx->nmoving; i++) {\n		uint64_t off',
+        'for (uint32_t i = idx->nmoving - 1; i < idx->nmoving; i++) {\n		uint64_t off')]),
+    # What was moved is not moved back when it is refused.
+    'relocation-stays': ('relocate.c', 'relocate', 'refused', [(
+        '''	if (!err)
+		err = pvi_relocate_pass(s, PVI_DANGLING_KEEP, &result);
+''', '	(void) result;\n')]),
     # A root is named before it is live.
     'root-in-two-steps': ('root.c', 'store', 'roots', [(
         '''	t->lane->actions[1].where = pvi_lane_where(PV_DO_FLIP, 0);

@@ -100,6 +100,7 @@ static void choose_death(struct storm_plan *plan)
 	plan->seed = storm_random(r);
 	plan->threads = 2 + (uint32_t)storm_below(r, STORM_THREADS - 1);
 	plan->ops = 0;
+	plan->relocate = storm_below(r, 2) ? PV_RELOCATE_ALWAYS : PV_RELOCATE_AUTO;
 	plan->attach_only = false;
 	plan->from_start = how < 3;
 	if (how < 3) {

@@ -116,6 +116,7 @@ struct storm_plan {
 	uint64_t seed;
 	uint64_t segment_bytes, limit_bytes;
 	uint32_t page_bytes, lanes;
+	uint32_t relocate; /* of the next attach: half of the time at another base */
 	uint32_t threads;
 	uint32_t ops;	   /* the process is killed after this many; 0: never */
 	uint32_t timer_ns; /* and after this time, ... */

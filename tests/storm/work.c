@@ -50,14 +50,18 @@ static const void *key_of(const void *entry, size_t *bytes)
 	return &((const struct storm_object *)entry)->key;
 }
 
+/* The last is the table's. */
+static const struct pv_typedef defs[] = {
+	PV_TYPE_BYTES("a", 1),
+	PV_TYPE_BYTES("b", 1),
+	PV_TYPE_BYTES("entry", 1),
+	PV_TYPE(struct storm_table, "table", 1,
+		PV_STRUCT(struct storm_table, cells, struct storm_cell,
+			  PV_POINTER(struct storm_cell, object))),
+};
+
 static int register_types(struct storm_store *st, pv_type_t *table)
 {
-	static const struct pv_typedef defs[] = {
-		PV_TYPE_BYTES("a", 1),
-		PV_TYPE_BYTES("b", 1),
-		PV_TYPE_BYTES("entry", 1),
-		PV_TYPE_BYTES("table", 1),
-	};
 	pv_type_t *const out[] = {&st->types[0], &st->types[1], &st->entry, table};
 	int err = 0;
 
@@ -85,6 +89,7 @@ int storm_open(struct storm_store *st, struct storm_keeper *k, const struct stor
 		.limit_bytes = plan->limit_bytes,
 		.page_bytes = plan->page_bytes,
 		.lanes = plan->lanes,
+		.relocate = plan->relocate,
 		.fds = k->fds,
 		.nfds = k->n,
 		.keep = storm_keep,
