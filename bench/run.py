@@ -15,6 +15,7 @@ sys.dont_write_bytecode = True
 import bench_alloc
 import bench_attach
 import bench_check
+import bench_handover
 import bench_kv
 import bench_memory
 import bench_relocate
@@ -24,7 +25,7 @@ import benchlib
 import report
 
 BENCHMARKS = {m.NAME: m for m in (bench_attach, bench_kv, bench_alloc, bench_tx, bench_memory,
-                                  bench_relocate, bench_upgrade, bench_check)}
+                                  bench_relocate, bench_upgrade, bench_check, bench_handover)}
 
 
 def describe():
