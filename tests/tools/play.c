@@ -5,7 +5,7 @@
  *
  *	play make DIR NAME NODES [MIB]	make a store with so many nodes and an object of so many MiB
  *	play verify DIR NAME NODES [MIB]	attach it and look at everything; exit status 1: it is not so
- *	play thin DIR NAME NODES	free all nodes but so many, and the large object, and trim
+ *	play thin DIR NAME NODES [MIB]	free all nodes but so many, the large object unless it has MIB, and trim
  *	play hold DIR NAME		open it, say "open", and wait for the end of standard input
  *
  * DIR is the runtime directory. `make` and `verify` print a line of name=value.
@@ -111,7 +111,7 @@ static void fill(struct pv_store *s, struct list *list, uint64_t count, uint64_t
 }
 
 /* What was allocated last goes first; every third of what is left goes, too, and is made again. */
-static void thin(struct pv_store *s, struct list *list, uint64_t count)
+static void thin(struct pv_store *s, struct list *list, uint64_t count, uint64_t large_bytes)
 {
 	while (list->nodes > count) {
 		struct node *n = list->first;
@@ -128,9 +128,10 @@ static void thin(struct pv_store *s, struct list *list, uint64_t count)
 		*n = *old;
 		must(pv_replace(s, n, at, old));
 	}
-	if (list->large)
+	if (list->large && list->large_bytes != large_bytes) {
 		must(pv_free(s, &list->large));
-	list->large_bytes = 0;
+		list->large_bytes = 0;
+	}
 	must(pv_trim(s, NULL));
 }
 
@@ -186,7 +187,7 @@ int main(int argc, char **argv)
 		fill(s, list, count, large_bytes);
 		tell(s);
 	} else if (strcmp(argv[1], "thin") == 0) {
-		thin(s, list, count);
+		thin(s, list, count, large_bytes);
 	} else if (strcmp(argv[1], "verify") == 0) {
 		verify(s, list, count, large_bytes);
 		tell(s);

@@ -168,6 +168,24 @@ class Check(ToolTest):
         self.assertIn("page", self.ctl("check", "one", status=UNSOUND).text)
 
 
+class Compact(ToolTest):
+    def test_segments_come_free(self):
+        self.play("make", "one", 100000, 3)
+        self.play("thin", "one", 100, 3)
+        before = self.listed("one")["bytes"]
+        holder = self.hold("one")
+        self.ctl("compact", "one", status=IN_USE)
+        self.release(holder)
+        dry = self.ctl("compact", "--dry-run", "--json", "one", status=OK).json
+        self.assertEqual(self.listed("one")["bytes"], before)
+        done = self.ctl("compact", "--json", "one", status=OK).json
+        self.assertEqual((dry["dry_run"], done["dry_run"]), (True, False))
+        self.assertGreater(done["segments_returned"], 0)
+        self.assertEqual(self.listed("one")["bytes"], before - done["segments_bytes"])
+        self.play("verify", "one", 100, 3)
+        self.assertIn("came free", self.ctl("compact", "one", status=OK).text)
+
+
 class Drop(ToolTest):
     def test_asks(self):
         self.play("make", "one", 10)
@@ -262,7 +280,7 @@ class CommandLine(ToolTest):
         for args in (["--help"], ["--version"], ["list", "--help"], ["show", "--help"],
                      ["dump", "--help"], ["check", "--help"], ["drop", "--help"], ["save", "--help"],
                      ["restore", "--help"], ["prepare", "--help"], ["cancel", "--help"],
-                     ["finish", "--help"], ["doctor", "--help"], ["top", "--help"]):
+                     ["finish", "--help"], ["compact", "--help"], ["doctor", "--help"], ["top", "--help"]):
             done = subprocess.run([CTL, *args], stdout=subprocess.PIPE, check=False)
             self.assertEqual(done.returncode, OK, args)
             self.assertTrue(done.stdout, args)

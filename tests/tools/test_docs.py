@@ -47,7 +47,7 @@ class Page(ToolTest):
             self.assertRegex(page, rf"(?m)^\.(It )?Cm .*\b{command}\b")
             for option in options(command):
                 short = {"yes": "y", "all": "a", "level": "l", "threads": "t", "name": "n",
-                         "force": "f", "kexec": "k", "unit": "U", "delay": "d", "count": "n"}
+                         "force": "f", "kexec": "k", "unit": "U", "delay": "d", "count": "n", "dry-run": "n"}
                 want = rf"Fl [a-z]*{short[option]}" if option in short else rf"-{option}\b"
                 self.assertRegex(page, want, (command, option))
 

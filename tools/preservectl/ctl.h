@@ -46,6 +46,7 @@ int ctl_list(int argc, char **argv);
 int ctl_show(int argc, char **argv);
 int ctl_dump(int argc, char **argv);
 int ctl_check(int argc, char **argv);
+int ctl_compact(int argc, char **argv);
 int ctl_drop(int argc, char **argv);
 int ctl_save(int argc, char **argv);
 int ctl_restore(int argc, char **argv);

@@ -27,6 +27,7 @@ static const struct command {
 	{"show", "show a store: types, objects, bytes, segments, fragmentation", ctl_show},
 	{"dump", "print a store's index or its roots", ctl_dump},
 	{"check", "check a store; changes nothing", ctl_check},
+	{"compact", "move the objects of a store together", ctl_compact},
 	{"prepare", "have stores kept across the next kexec", ctl_prepare},
 	{"cancel", "undo prepare", ctl_cancel},
 	{"finish", "take over stores that came through a kexec", ctl_finish},

@@ -18,7 +18,7 @@ _preservectl() {
 	local common='--json --runtime-dir --user --help' options='' words=''
 	COMPREPLY=()
 	if ((COMP_CWORD == 1)); then
-		mapfile -t COMPREPLY < <(compgen -W 'list show dump check prepare cancel finish drop save restore
+		mapfile -t COMPREPLY < <(compgen -W 'list show dump check compact prepare cancel finish drop save restore
 			doctor top --help --version' -- "$current")
 		return
 	fi
@@ -31,6 +31,7 @@ _preservectl() {
 	show) words=$(_preservectl_stores) ;;
 	dump) options='--index --raw --roots' words=$(_preservectl_stores) ;;
 	check) options='--fast --full' words=$(_preservectl_stores) ;;
+	compact) options='--dry-run' words=$(_preservectl_stores) ;;
 	prepare | cancel | finish) options='--all' words=$(_preservectl_stores) ;;
 	drop) options='--yes' words=$(_preservectl_stores) ;;
 	save)
