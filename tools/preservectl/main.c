@@ -128,6 +128,8 @@ struct pv_options ctl_open_options(uint32_t flags, enum pv_handover handover)
 		.flags = flags,
 		.handover = handover,
 		.runtime_dir = ctl.runtime_dir,
+		/* A tool that happens to have the addresses must not move a store for good. */
+		.relocate = flags & PV_RDONLY ? PV_RELOCATE_AUTO : PV_RELOCATE_NEVER,
 	};
 }
 
