@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -131,33 +130,51 @@ void doctor_memory(struct doctor *d)
 
 /* ---- limits of resources ---- */
 
+/* Soft and hard limit of a line of /proc/self/limits; UINT64_MAX: unlimited, or not told. */
+static void limits(const char *text, const char *name, uint64_t *soft, uint64_t *hard)
+{
+	const char *at = strstr(text, name);
+	char words[2][32] = {"", ""}, *end;
+
+	*soft = *hard = UINT64_MAX;
+	if (!at || sscanf(at + strlen(name), "%31s %31s", words[0], words[1]) != 2)
+		return;
+	*soft = strtoull(words[0], &end, 10);
+	if (*end)
+		*soft = UINT64_MAX;
+	*hard = strtoull(words[1], &end, 10);
+	if (*end)
+		*hard = UINT64_MAX;
+}
+
 static void look_at_limits(struct doctor *d)
 {
-	struct rlimit as = {RLIM_INFINITY, RLIM_INFINITY}, files = {RLIM_INFINITY, RLIM_INFINITY};
-	char a[16];
+	uint64_t as, as_hard, files, files_hard;
+	char text[DOCTOR_TEXT] = "", a[16];
 
-	getrlimit(RLIMIT_AS, &as);
-	getrlimit(RLIMIT_NOFILE, &files);
-	if (as.rlim_cur != RLIM_INFINITY && as.rlim_cur < WINDOW_BYTES)
+	doctor_read(d, "/proc/self/limits", text);
+	limits(text, "Max address space", &as, &as_hard);
+	limits(text, "Max open files", &files, &files_hard);
+	if (as < WINDOW_BYTES)
 		doctor_add(d, DOCTOR_FAIL, "address-space",
 			   "ulimit -v unlimited (LimitAS=infinity in a unit), or make stores with a small "
 			   "window_bytes: a window is addresses, not memory",
 			   "this process may map %s, the window of a store takes 1 TiB by default",
-			   ctl_bytes(a, as.rlim_cur));
+			   ctl_bytes(a, as));
 	else
 		doctor_add(d, DOCTOR_OK, "address-space", NULL, "there are enough addresses for windows");
-	if (files.rlim_max < FILES_LEAST)
+	if (files_hard < FILES_LEAST)
 		doctor_add(d, DOCTOR_WARN, "descriptors",
 			   "raise the hard limit (LimitNOFILE= in a unit, /etc/security/limits.conf)",
 			   "a holder started from here can keep %llu descriptors, one for each segment",
-			   (unsigned long long) files.rlim_max);
-	else if (files.rlim_cur < FILES_LEAST)
+			   (unsigned long long) files_hard);
+	else if (files < FILES_LEAST)
 		doctor_add(d, DOCTOR_WARN, "descriptors", "ulimit -n (LimitNOFILE= in a unit)",
 			   "a process started from here can have %llu descriptors; a store takes two for each segment",
-			   (unsigned long long) files.rlim_cur);
+			   (unsigned long long) files);
 	else
 		doctor_add(d, DOCTOR_OK, "descriptors", NULL, "%llu descriptors at a time",
-			   (unsigned long long) files.rlim_cur);
+			   (unsigned long long) files);
 }
 
 /* ---- the runtime directory ---- */
