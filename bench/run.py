@@ -31,7 +31,7 @@ BENCHMARKS = {m.NAME: m for m in (bench_attach, bench_kv, bench_alloc, bench_tx,
 def describe():
     """The list of benchmarks and cases."""
     return "\n".join(
-        f"{name:8}{module.SUMMARY}\n{'':8}cases: {' '.join(module.CASES)}"
+        f"{name:9}{module.SUMMARY}\n{'':9}cases: {' '.join(module.CASES)}"
         for name, module in BENCHMARKS.items()
     )
 
