@@ -155,17 +155,21 @@ static void describe_kept(struct found *f, const struct pvi_keeper *k)
 		describe_store(f, k, index_fd);
 }
 
-/* Who is the holder? */
+/* Who is the holder? One that goes away while it is asked is asked again: then there is none. */
 static int greet(const struct pvi_keeper *k, int32_t *pid)
 {
-	struct holder_msg m = {.op = HOLDER_STATUS};
+	struct holder_msg m;
 	bool started;
-	int sock, err = pvi_holder_dial(&k->place, false, &sock, &started);
+	int sock, err, attempts = 3;
 
-	if (err)
-		return err;
-	err = pvi_holder_ask(&k->place, sock, &m, -1, NULL);
-	close(sock);
+	do {
+		m = (struct holder_msg){.op = HOLDER_STATUS};
+		err = pvi_holder_dial(&k->place, false, &sock, &started);
+		if (err)
+			return err;
+		err = pvi_holder_ask(&k->place, sock, &m, -1, NULL);
+		close(sock);
+	} while (err == -ECONNRESET && --attempts);
 	if (!err && m.status == 0 && m.token <= INT32_MAX)
 		*pid = (int32_t) m.token;
 	return err;
@@ -184,7 +188,7 @@ static int describe(struct found *f, const struct pv_options *opts)
 		err = pvi_keeper_load(pvi_keeper_of(h));
 	if (!err)
 		describe_kept(f, pvi_keeper_of(h));
-	else if (err == -ECONNREFUSED)
+	else if (err == -ECONNREFUSED || err == -ECONNRESET)
 		trouble(f, PV_STORES_LOST);
 	else if (err != -ENOENT)
 		trouble(f, PV_STORES_SILENT);
