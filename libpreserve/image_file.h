@@ -64,6 +64,8 @@ struct pvi_image_set {
 int pvi_image_load(int fd, const struct pv_restore_options *options,
 		   int (*accept)(void *ctx, const struct image_rec *head), void *ctx,
 		   struct pvi_image_set *set, struct pv_image_report *report);
+/** Add the seals that the memfds had beside those they are made with: nothing is written any more. */
+int pvi_image_seal(const struct pvi_image_set *set);
 void pvi_image_set_free(struct pvi_image_set *set);
 
 #endif

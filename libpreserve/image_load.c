@@ -351,8 +351,7 @@ static int read_end(struct load *l)
 	return n ? pvi_fail(-EBADMSG, "the image is damaged: something follows its end") : 0;
 }
 
-/* Seals that the memfds had beside those they were made with: now nothing is written any more. */
-static int add_seals(const struct pvi_image_set *set)
+int pvi_image_seal(const struct pvi_image_set *set)
 {
 	const uint32_t known = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE;
 
@@ -408,8 +407,6 @@ int pvi_image_load(int fd, const struct pv_restore_options *o,
 		err = pvi_image_run(&l.work, pvi_image_threads(o->threads), load_chunks, &l, &threads);
 	if (!err)
 		err = read_end(&l);
-	if (!err)
-		err = add_seals(set);
 	if (!err)
 		report_on(&l, threads, report);
 	pvi_image_work_free(&l.work);

@@ -59,12 +59,17 @@ static int renew_index(struct restore *r, struct index_rec *rec, const uint8_t u
 		err = pvi_index_read(&idx, r->set.fds[0], rec, PVI_INDEX_STRICT);
 	if (err)
 		return err;
+	for (uint32_t i = 0; i < idx.nsegments && i + 1 < r->set.n && !err; i++)
+		if (idx.segments[i].sealed)
+			err = pvi_seal_digest(r->set.fds[i + 1], i, r->set.recs[i + 1].bytes,
+					      idx.segments[i].digest);
 	idx.fd = r->set.fds[0];
 	idx.rec = rec;
 	memcpy(idx.uuid, uuid, sizeof(idx.uuid));
 	snprintf(idx.name, sizeof(idx.name), "%s", r->name);
 	pvi_index_format(rec, uuid, bytes);
-	err = pvi_index_stage(&idx, 0, &generation);
+	if (!err)
+		err = pvi_index_stage(&idx, 0, &generation);
 	if (!err)
 		pvi_index_commit(&idx, generation);
 	pvi_index_free(&idx);
@@ -76,17 +81,19 @@ static int renew(struct restore *r, const uint8_t uuid[16])
 {
 	uint64_t bytes = r->set.recs[0].bytes;
 	struct index_rec *rec;
-	int err;
+	int err = 0;
 
 	if (bytes < sizeof(*rec))
 		return pvi_fail(-EBADMSG, "index: %" PRIu64 " bytes are too few", bytes);
 	rec = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, r->set.fds[0], 0);
 	if (rec == MAP_FAILED)
 		return pvi_fail(-errno, "cannot map the index: %s", strerror(errno));
-	err = renew_index(r, rec, uuid);
-	munmap(rec, bytes);
 	for (uint32_t i = 1; i < r->set.n && !err && memcmp(uuid, r->set.head.uuid, 16) != 0; i++)
 		err = renew_segment(r->set.fds[i], uuid, i - 1);
+	/* Last: it has the digests of sealed segments, their headers included. */
+	if (!err)
+		err = renew_index(r, rec, uuid);
+	munmap(rec, bytes);
 	return err;
 }
 
@@ -303,6 +310,8 @@ int pv_restore(const char *name, const struct pv_options *opts, int fd,
 	err = pvi_image_load(fd, &r.how, accept_name, &r, &r.set, &r.report);
 	if (!err)
 		err = identify(&r);
+	if (!err)
+		err = pvi_image_seal(&r.set);
 	if (!err)
 		err = try_it(&r);
 	if (!err && !(r.how.flags & PV_RESTORE_VERIFY))

@@ -3,7 +3,8 @@
  * Writing an image file (preserve/image.h, image_layout.h).
  *
  * First a plan: what of each memfd is to be in the file, cut into chunks. That is what has memory (holes
- * are zero anyway) and, of a segment, is not a free page. Then threads take chunk after chunk, compress
+ * are zero anyway) and, of a segment, is not a free page; of one that is sealed all of it, which its digest
+ * is about. Then threads take chunk after chunk, compress
  * it into a buffer of their own, and write it when its turn has come.
  *
  * Nobody else uses the store, and nothing is pending: no intent, no transaction. So the page map says all
@@ -155,10 +156,11 @@ static int plan_memfd(struct plan *p, const struct pv_store *s, const struct pvi
 		if (hole < 0)
 			return pvi_fail(-errno, "memfd %u: lseek: %s", seg ? seg->number + 1 : 0,
 					strerror(errno));
-		if (seg)
+		if (seg && !seg->sealed)
 			err = plan_pages(p, s, seg, (uint64_t) data, (uint64_t) hole);
 		else
-			err = plan_add(p, 0, (uint64_t) data, (uint64_t) (hole - data));
+			err = plan_add(p, seg ? seg->number + 1 : 0, (uint64_t) data,
+				       (uint64_t) (hole - data));
 		at = hole;
 	}
 	return err;
@@ -186,33 +188,56 @@ static const uint8_t *address_of(const struct pv_store *s, uint32_t token, uint6
 	return (token ? s->segments[token - 1].addr : (const uint8_t *) s->index.rec) + off;
 }
 
-/* The contents of a chunk: where they are, or gathered. */
+/* A sealed segment may be mapped privately, with references that are right in this process only. */
+static bool read_run(const struct save *j, const struct chunk *c, const struct image_run_rec *run, uint8_t *to)
+{
+	int fd = j->store->segments[c->token - 1].fd;
+
+	for (uint64_t done = 0; done < run->bytes;) {
+		ssize_t n = pread(fd, to + done, run->bytes - done, (off_t) (run->off + done));
+
+		if (n <= 0 && !(n < 0 && errno == EINTR))
+			return false;
+		done += n > 0 ? (uint64_t) n : 0;
+	}
+	return true;
+}
+
+/* The contents of a chunk: where they are, or gathered. NULL: they cannot be read. */
 static const uint8_t *gather(const struct save *j, const struct chunk *c, const struct writer *t)
 {
+	bool sealed = c->token && j->store->segments[c->token - 1].sealed;
 	const struct image_run_rec *runs = &j->plan.runs[c->first_run];
 	uint8_t *to = t->contents;
 
-	if (c->nruns == 1)
+	if (c->nruns == 1 && !sealed)
 		return address_of(j->store, c->token, runs[0].off);
 	for (uint32_t i = 0; i < c->nruns; i++) {
-		memcpy(to, address_of(j->store, c->token, runs[i].off), runs[i].bytes);
+		if (!sealed)
+			memcpy(to, address_of(j->store, c->token, runs[i].off), runs[i].bytes);
+		else if (!read_run(j, c, &runs[i], to))
+			return NULL;
 		to += runs[i].bytes;
 	}
 	return t->contents;
 }
 
 /* Compress chunk i: its head in *rec, what is stored in v[2]. */
-static void build(const struct save *j, uint64_t i, struct writer *t, struct image_chunk_rec *rec,
+static int build(const struct save *j, uint64_t i, struct writer *t, struct image_chunk_rec *rec,
 		  struct iovec v[3])
 {
 	const struct chunk *c = &j->plan.chunks[i];
 	struct image_run_rec *runs = &j->plan.runs[c->first_run];
 	const uint8_t *contents = gather(j, c, t);
-	size_t packed = ZSTD_compressCCtx(t->zstd, t->packed, ZSTD_compressBound(CHUNK_BYTES), contents,
-					  c->bytes, j->level);
-	/* What does not become smaller, or cannot be compressed, is stored as it is. */
-	bool raw = ZSTD_isError(packed) || packed >= c->bytes;
+	size_t packed;
+	bool raw;
 
+	if (!contents)
+		return pvi_fail(-EIO, "segment %u: cannot read it: %s", c->token - 1, strerror(errno));
+	packed = ZSTD_compressCCtx(t->zstd, t->packed, ZSTD_compressBound(CHUNK_BYTES), contents, c->bytes,
+				   j->level);
+	/* What does not become smaller, or cannot be compressed, is stored as it is. */
+	raw = ZSTD_isError(packed) || packed >= c->bytes;
 	v[0] = (struct iovec){rec, sizeof(*rec)};
 	v[1] = (struct iovec){runs, c->nruns * sizeof(*runs)};
 	v[2] = raw ? (struct iovec){(void *) (uintptr_t) contents, c->bytes}
@@ -230,6 +255,7 @@ static void build(const struct save *j, uint64_t i, struct writer *t, struct ima
 						      pvi_image_checksum(runs, v[1].iov_len, 0)),
 	};
 	rec->checksum = pvi_image_checksum(rec, offsetof(struct image_chunk_rec, checksum), 0);
+	return 0;
 }
 
 /* Write it when those before it have been. */
@@ -285,8 +311,9 @@ static void save_chunks(void *ctx)
 		struct image_chunk_rec rec;
 		struct iovec v[3];
 
-		build(j, i, &t, &rec, v);
-		err = put(j, i, &rec, v);
+		err = build(j, i, &t, &rec, v);
+		if (!err)
+			err = put(j, i, &rec, v);
 	}
 	if (err) {
 		pthread_mutex_lock(&j->work.lock);

@@ -631,6 +631,8 @@ uint64_t pvi_attach_now_ns(void);
 
 /** Say in s->index that the segment is sealed, as it is now. Nothing in it is in anybody's hands. */
 void pvi_seal_record(struct pv_store *s, uint32_t number);
+/** Digest of all bytes of a segment's memfd. */
+int pvi_seal_digest(int fd, uint32_t number, uint64_t bytes, uint8_t out[16]);
 /** Are the contents of the descriptor those that were sealed? -EBADMSG, -ENOMEM. */
 int pvi_seal_verify(const struct pv_store *s, uint32_t number, int fd);
 /** The same for a descriptor that the kernel has not sealed: then it need not be so. */

@@ -61,11 +61,10 @@ void pvi_seal_record(struct pv_store *s, uint32_t number)
 	s->index.segments[number].sealed = true;
 }
 
-int pvi_seal_verify(const struct pv_store *s, uint32_t number, int fd)
+int pvi_seal_digest(int fd, uint32_t number, uint64_t bytes, uint8_t out[16])
 {
-	uint64_t bytes = s->index.segments[number].bytes;
 	XXH3_state_t *state = XXH3_createState();
-	uint8_t *buf = malloc(READ_BYTES), digest[16];
+	uint8_t *buf = malloc(READ_BYTES);
 	int err = state && buf ? 0 : pvi_fail(-ENOMEM, "segment %u: no memory to verify it", number);
 
 	if (!err)
@@ -80,14 +79,21 @@ int pvi_seal_verify(const struct pv_store *s, uint32_t number, int fd)
 			XXH3_128bits_update(state, buf, (size_t) n);
 		at += n > 0 ? (uint64_t) n : 0;
 	}
-	if (!err) {
-		put_digest(XXH3_128bits_digest(state), digest);
-		if (memcmp(digest, s->index.segments[number].digest, 16) != 0)
-			err = pvi_fail(-EBADMSG, "segment %u: it is sealed, and its contents are not those that "
-						 "were sealed (its digest differs)", number);
-	}
+	if (!err)
+		put_digest(XXH3_128bits_digest(state), out);
 	XXH3_freeState(state);
 	free(buf);
+	return err;
+}
+
+int pvi_seal_verify(const struct pv_store *s, uint32_t number, int fd)
+{
+	uint8_t digest[16];
+	int err = pvi_seal_digest(fd, number, s->index.segments[number].bytes, digest);
+
+	if (!err && memcmp(digest, s->index.segments[number].digest, 16) != 0)
+		err = pvi_fail(-EBADMSG, "segment %u: it is sealed, and its contents are not those that "
+					 "were sealed (its digest differs)", number);
 	return err;
 }
 

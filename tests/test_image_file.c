@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include <preserve/image.h>
+#include <preserve/seal.h>
 #include <preserve/stores.h>
 #include <preserve/tx.h>
 
@@ -249,6 +250,36 @@ static void test_another_uuid_and_name(void **state)
 	assert_string_equal(report.name, "other");
 	assert_ok(pv_close(s));
 	keeper_free(&copy);
+	close(fd);
+}
+
+/* What is sealed stays so, with another UUID too, and is saved as it was sealed. */
+static void test_sealed_segments(void **state)
+{
+	struct keeper *k = *state, copy;
+	struct pv_image_report report;
+	struct pv_store *s = store_create(k, NULL);
+	pv_type_t bytes;
+	int fd;
+
+	fill(s, 100, 5);
+	bytes = store_bytes_type(s, "bytes");
+	assert_ok(pv_seal(s, &bytes, 1, NULL));
+	assert_filled(s, 100, 5);
+	fd = saved(s, NULL);
+	assert_ok(pv_close(s));
+	keeper_free(k);
+	for (uint32_t flags = 0; flags <= PV_RESTORE_NEW_UUID; flags += PV_RESTORE_NEW_UUID) {
+		keeper_init(&copy);
+		lseek(fd, 0, SEEK_SET);
+		assert_ok(restored(&copy, fd, flags, &report));
+		assert_int_equal(report.new_uuid, flags == PV_RESTORE_NEW_UUID);
+		s = store_attach(&copy, NULL);
+		assert_filled(s, 100, 5);
+		assert_fails(pv_free(s, &store_cells(s)->cells[0]), -EPERM, "sealed");
+		assert_ok(pv_close(s));
+		keeper_free(&copy);
+	}
 	close(fd);
 }
 
@@ -753,6 +784,7 @@ int main(void)
 		with_keeper(test_round_trip),
 		with_keeper(test_free_pages_are_left_out),
 		with_keeper(test_another_uuid_and_name),
+		with_keeper(test_sealed_segments),
 		with_keeper(test_many_chunks_and_threads),
 		with_keeper(test_progress_may_end_it),
 		with_keeper(test_not_at_rest),
