@@ -262,8 +262,6 @@ int pvi_move_commit(struct pvi_move *m)
 
 	if (m->n) {
 		err = pvi_move_settle(m);
-		if (!err && m->purpose == PV_MOVE_UPGRADE)
-			err = pvi_move_check_starts(m);
 		if (!err)
 			err = pvi_move_write_tables(m);
 	}

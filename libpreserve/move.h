@@ -59,8 +59,8 @@ void pvi_move_copy(struct pvi_move *m, void *fresh, const void *old);
 void pvi_move_copy_all(struct pvi_move *m, void *fresh, const void *old, size_t bytes, uint32_t number);
 /**
  * Do it, and free m. Errors, with nothing changed and all new objects given back: -ENOMEM, -ENOSPC no room
- * for the tables or in the index; PV_MOVE_UPGRADE: -EINVAL a reference leads into the middle of an old
- * object. The index is written as it is in s->index.
+ * for the tables or in the index. The index is written as it is in s->index. PV_MOVE_UPGRADE: no reference
+ * leads into the middle of an old object, the caller has seen to that.
  */
 int pvi_move_commit(struct pvi_move *m);
 /** Give all new objects back, and free m. */
@@ -74,8 +74,6 @@ int pvi_move_settle(struct pvi_move *m);
 void pvi_move_free(struct pvi_move *m);
 /** Offset of the place that what lies at an offset of an old object has in the new one; 0: it does not move. */
 uint64_t pvi_move_target(const struct pvi_move *m, uint64_t off);
-/** Does a reference lead into the middle of an old object? -EINVAL names both. */
-int pvi_move_check_starts(struct pvi_move *m);
 /** The redo, and the same change of s->index, which the caller has to write. */
 void pvi_move_redo(struct pvi_move *m);
 

@@ -187,7 +187,8 @@ static int visit_segment(struct visit *v, const struct pvi_segment *seg)
 			continue;
 		n = pvi_page_span(s, rec);
 		type = pvi_page_kind(rec) == PV_PAGE_SLAB ? pvi_rec_type(rec) : pvi_rec_extent_type(rec);
-		if (type > s->index.ntypes || !s->index.types[type].has_pointers)
+		if (type > s->index.ntypes || !s->index.types[type].has_pointers ||
+		    s->index.types[type].state == PVI_TYPE_FORMER) /* nobody reads them any more */
 			continue;
 		if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
 			err = visit_object(v, &s->index.types[type],
@@ -265,29 +266,6 @@ static int retarget(struct visit *v, uint8_t *at, const struct pvi_field *f, uin
 						s->index.base),
 				 __ATOMIC_RELAXED);
 	return 0;
-}
-
-/* An old object's start, or nothing that moves? */
-static int check_start(struct visit *v, uint8_t *at, const struct pvi_field *f, uint64_t word, uint64_t off)
-{
-	const struct move_rec key = {.old_off = off};
-
-	(void) word;
-	if (!pvi_move_target(v->m, off) ||
-	    bsearch(&key, v->m->recs, v->m->n, sizeof(key), by_old))
-		return 0;
-	return pvi_fail(-EINVAL,
-			"the object of type %s at offset 0x%" PRIx64 " has a reference%s%s, at byte %zu, to 0x%" PRIx64
-			", which is inside of an object that changes its layout",
-			v->type->name, (uint64_t) ((uintptr_t) v->object - v->m->s->base),
-			f->name ? " " : "", f->name ? f->name : "", (size_t) (at - v->object), off);
-}
-
-int pvi_move_check_starts(struct pvi_move *m)
-{
-	struct visit v = {.m = m, .fn = check_start};
-
-	return visit_all(&v);
 }
 
 /* The distance from a word to what it names, after it was copied from `ctx` bytes further down. */

@@ -18,72 +18,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "move.h"
-#include "typemap.h"
 #include "upgrade.h"
-
-#define TELL_EVERY 65536u /* objects */
-
-/** A type that is upgraded. */
-struct changed {
-	const struct pv_typedef *def;
-	struct pvi_type layout; /* the new one; moved into the index's list by the draft */
-	uint32_t old_number;
-	uint32_t number; /* of the draft */
-	struct pvi_upgrade_chain chain;
-};
-
-struct job {
-	struct pv_store *s;
-	struct pv_upgrade_options opts;
-	struct pv_upgrade_report report;
-	struct changed *types;
-	uint32_t ntypes;
-	uint32_t *by_number; /* old type number -> its place in `types` plus one; 0: does not change */
-	struct pvi_move *move; /* NULL: a dry run */
-	struct pvi_upgrade_room room;
-	uint8_t *scratch; /* in a dry run, the new object */
-	size_t scratch_bytes;
-	uint64_t began_ns;
-	/* While fields of an object are looked at: the object, its type, and where it lies in memory. */
-	const struct pvi_type *type;
-	const void *object;
-	uintptr_t at;
-	size_t at_bytes;
-};
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
-}
-
-static void tell(struct job *j)
-{
-	j->report.ns = now_ns() - j->began_ns;
-	if (j->opts.progress)
-		j->opts.progress(j->opts.ctx, &j->report);
-}
-
-static void begin_phase(struct job *j, enum pv_upgrade_phase phase)
-{
-	j->report.phase = phase;
-	tell(j);
-}
-
-/* What an object of so many bytes has; 0: there can be none. */
-static size_t usable_for(const struct pv_store *s, size_t bytes)
-{
-	size_t page = (size_t) 1 << s->page_shift;
-
-	if (bytes <= s->classes[s->nclasses - 1].slot_bytes)
-		return s->classes[pvi_class_of(bytes)].slot_bytes;
-	return bytes > s->window_bytes ? 0 : (bytes + page - 1) & ~(page - 1);
-}
 
 /* ---- which types ---- */
 
@@ -96,9 +32,9 @@ static bool ends_open(const struct pvi_type *t)
 	return false;
 }
 
-static int choose_type(struct job *j, const struct pv_typedef *def)
+static int choose_type(struct pvi_upgrade_job *j, const struct pv_typedef *def)
 {
-	struct changed *c = &j->types[j->ntypes];
+	struct pvi_upgrade_type *c = &j->types[j->ntypes];
 	const struct pvi_type *have;
 	int err = pvi_upgrade_check(def);
 
@@ -120,7 +56,7 @@ static int choose_type(struct job *j, const struct pv_typedef *def)
 	if (have->flags & PV_TYPE_PINNED)
 		return pvi_fail(-EPERM, "type %s: its objects are pinned, so they cannot be made anew",
 				def->name);
-	c->chain.most_bytes = have->bytes ? usable_for(j->s, have->bytes) : 0;
+	c->chain.most_bytes = have->bytes ? pvi_upgrade_usable(j->s, have->bytes) : 0;
 	j->by_number[c->old_number] = j->ntypes;
 	j->report.types = j->ntypes;
 	if (ends_open(have) && !c->chain.steps[0]->size && !(c->chain.steps[0]->flags & PV_UPGRADE_TAIL))
@@ -131,7 +67,7 @@ static int choose_type(struct job *j, const struct pv_typedef *def)
 	return 0;
 }
 
-static int choose_types(struct job *j, const struct pv_typedef *const *defs, uint32_t n)
+static int choose_types(struct pvi_upgrade_job *j, const struct pv_typedef *const *defs, uint32_t n)
 {
 	j->types = calloc(n + 1ull, sizeof(*j->types));
 	j->by_number = calloc(PV_TYPES_MAX + 1, sizeof(*j->by_number));
@@ -148,218 +84,6 @@ static int choose_types(struct job *j, const struct pv_typedef *const *defs, uin
 			return err;
 	}
 	return 0;
-}
-
-/* ---- pointers ---- */
-
-/* By the page map: what is said of names_middle(), for pages that are not in a warm slab. */
-static bool names_middle_slow(const struct job *j, uint64_t off)
-{
-	const struct pv_store *s = j->s;
-	const struct pvi_segment *seg = pvi_store_segment(s, off);
-	const struct pvi_class *c;
-	uint32_t page, back = 0, slot;
-	uint64_t rec, in;
-
-	if (!seg || off - seg->data_off >= seg->data_bytes)
-		return false;
-	off -= seg->off;
-	page = (uint32_t) (off >> s->page_shift);
-	rec = pvi_rec_load(seg->map, page);
-	if (pvi_page_kind(rec) == PV_PAGE_SLAB)
-		back = pvi_rec_back(rec);
-	else if (pvi_page_kind(rec) == PV_PAGE_OTHER)
-		back = pvi_rec_other_back(rec);
-	if (back > page)
-		return false;
-	rec = pvi_rec_load(seg->map, page - back);
-	in = off - ((uint64_t) (page - back) << s->page_shift);
-	if (!pvi_page_head_sound(s, seg, page - back, rec))
-		return false;
-	if (pvi_page_kind(rec) == PV_PAGE_EXTENT)
-		return in && j->by_number[pvi_rec_extent_type(rec) & PV_TYPES_MAX];
-	c = &s->classes[pvi_rec_class(rec)];
-	slot = (uint32_t) (in / c->slot_bytes);
-	return j->by_number[pvi_rec_type(rec) & PV_TYPES_MAX] && in % c->slot_bytes &&
-	       slot < c->nslots && pvi_slab_bytes(s, seg, page - back, rec)[slot] == PV_SLOT_LIVE;
-}
-
-/* Is it a place inside of a live object of a type that changes, and not its start? */
-static bool names_middle(const struct job *j, uint64_t address)
-{
-	const struct pv_store *s = j->s;
-	uint64_t off = address - s->index.base, in;
-	const struct pvi_page *page;
-	uint32_t slot;
-	bool start;
-
-	if (off >= s->window_bytes)
-		return false;
-	page = pvi_store_page(s, off);
-	if (!page->slab)
-		return names_middle_slow(j, off);
-	if (!j->by_number[pvi_bin_type(page->bin)])
-		return false;
-	in = s->base + off - (uintptr_t) page->slab;
-	slot = pvi_page_slot(in / 16, page->reciprocal, &start);
-	return (in % 16 || !start) && in / 16 < page->grid_units && page->bytes[slot] == PV_SLOT_LIVE;
-}
-
-/* A field of an object of a type that does not change, or of a new object. */
-static int look_at_field(void *ctx, uint8_t *at, const struct pvi_field *field)
-{
-	struct job *j = ctx;
-	uint64_t to = pvi_field_target(field, at, j->s->index.base);
-
-	if (!to || to - j->at < j->at_bytes || !names_middle(j, to))
-		return 0;
-	j->report.failed = j->object;
-	return pvi_fail(-EINVAL,
-			"type %s: %s of the object at %p is 0x%" PRIx64 ", which is inside of an object that "
-			"changes its layout",
-			j->type->name, field->name, j->object, to);
-}
-
-/* The same, of what a function has made: it may have left anything there. */
-static int look_at_fresh(void *ctx, uint8_t *at, const struct pvi_field *field)
-{
-	struct job *j = ctx;
-	uint64_t to = pvi_field_target(field, at, j->s->index.base);
-
-	if (to - j->s->index.base < j->s->window_bytes || !to || to - j->at < j->at_bytes)
-		return look_at_field(ctx, at, field);
-	j->report.failed = j->object;
-	return pvi_fail(-EINVAL,
-			"type %s: the upgrade of the object at %p has left 0x%" PRIx64
-			" in %s, which is outside of the store",
-			j->type->name, j->object, to, field->name);
-}
-
-/* ---- objects ---- */
-
-static int look_at_object(void *ctx, void *object, size_t bytes, pv_type_t type)
-{
-	struct job *j = ctx;
-
-	j->type = &j->s->index.types[type];
-	j->object = object;
-	j->at_bytes = 0;
-	return pvi_typemap_visit(j->type, object, bytes, look_at_field, j);
-}
-
-static int count_object(void *ctx, void *object, size_t bytes, pv_type_t type)
-{
-	struct job *j = ctx;
-
-	(void) object, (void) bytes, (void) type;
-	j->report.objects_all++;
-	return 0;
-}
-
-/* Count, and in a dry run find what the engine would refuse. */
-static int look(struct job *j)
-{
-	int err = 0;
-
-	begin_phase(j, PV_UPGRADE_LOOK);
-	for (uint32_t i = 1; i <= j->s->index.ntypes && !err; i++) {
-		if (j->by_number[i])
-			err = pv_iterate(j->s, i, count_object, j);
-		else if (!j->move && j->s->index.types[i].has_pointers)
-			err = pv_iterate(j->s, i, look_at_object, j);
-	}
-	return err;
-}
-
-/* Where the new object is made: `usable` zero bytes. */
-static int make_fresh(struct job *j, const struct changed *c, size_t bytes, uint8_t **out, size_t *usable)
-{
-	void *fresh;
-	int err;
-
-	*usable = usable_for(j->s, bytes);
-	if (*usable < bytes)
-		return pvi_fail(-ENOSPC, "%zu bytes do not fit into the store's window", bytes);
-	if (j->move) {
-		err = pv_reserve(j->s, c->number, bytes, &fresh);
-		if (err)
-			return err;
-	} else if (*usable <= j->scratch_bytes) {
-		fresh = j->scratch;
-	} else {
-		fresh = realloc(j->scratch, *usable);
-		if (!fresh)
-			return pvi_fail(-ENOMEM, "no memory for %zu bytes", *usable);
-		j->scratch = fresh;
-		j->scratch_bytes = *usable;
-	}
-	*out = memset(fresh, 0, *usable);
-	return 0;
-}
-
-static int fill_fresh(struct job *j, const struct changed *c, void *object, uint8_t *fresh, size_t bytes,
-		      size_t usable, const struct pv_upgrade **step)
-{
-	int err = pvi_upgrade_end(&c->chain, &j->room, fresh, bytes, step);
-
-	if (err)
-		return err;
-	*step = NULL;
-	/* In a dry run, the new layout is in no index. */
-	j->type = j->move ? &j->s->index.types[c->number] : &c->layout;
-	j->object = object;
-	j->at = (uintptr_t) fresh;
-	j->at_bytes = usable;
-	err = j->type->has_pointers ? pvi_typemap_visit(j->type, fresh, usable, look_at_fresh, j) : 0;
-	return err || !j->move ? err : pvi_move_add(j->move, object, fresh);
-}
-
-static int copy_object(void *ctx, void *object, size_t bytes, pv_type_t type)
-{
-	struct job *j = ctx;
-	const struct changed *c = &j->types[j->by_number[type] - 1];
-	const struct pv_upgrade *step = NULL;
-	size_t fresh_bytes, usable = 0;
-	uint8_t *fresh = NULL;
-	int err;
-
-	if (bytes < c->chain.bytes[0])
-		err = pvi_fail(-EBADMSG, "type %s: the object at %p has %zu bytes, less than the struct of %u",
-			       c->def->name, object, bytes, c->chain.bytes[0]);
-	else
-		err = pvi_upgrade_start(&c->chain, &j->room, object, bytes, &fresh_bytes, &step);
-	if (!err) {
-		step = NULL;
-		err = make_fresh(j, c, fresh_bytes, &fresh, &usable);
-	}
-	if (!err)
-		err = fill_fresh(j, c, object, fresh, fresh_bytes, usable, &step);
-	if (err) {
-		j->report.failed = object;
-		j->report.failed_from = step ? step->from : 0;
-		j->report.failed_to = step ? step->to : 0;
-		if (fresh && j->move)
-			pv_cancel(j->s, fresh);
-		return err;
-	}
-	j->report.objects++;
-	j->report.bytes_before += bytes;
-	j->report.bytes_after += usable;
-	if (j->report.objects % TELL_EVERY == 0)
-		tell(j);
-	return 0;
-}
-
-static int copy(struct job *j)
-{
-	uint64_t start = now_ns();
-	int err = 0;
-
-	begin_phase(j, PV_UPGRADE_COPY);
-	for (uint32_t i = 0; i < j->ntypes && !err; i++)
-		err = pv_iterate(j->s, j->types[i].old_number, copy_object, j);
-	j->report.copy_ns = now_ns() - start;
-	return err;
 }
 
 /* ---- the new types ---- */
@@ -416,7 +140,7 @@ static uint32_t choose_number(struct pv_store *s, const struct pvi_type *layout,
 }
 
 /* The layout and what the list has under its number change places; bins stay with the number. */
-static void swap_layout(struct pv_store *s, struct changed *c)
+static void swap_layout(struct pv_store *s, struct pvi_upgrade_type *c)
 {
 	struct pvi_type *t = &s->index.types[c->number], was = *t;
 
@@ -427,7 +151,7 @@ static void swap_layout(struct pv_store *s, struct changed *c)
 }
 
 /* Name the new layouts in the index, before there is a slab of them. */
-static int draft(struct job *j)
+static int draft(struct pvi_upgrade_job *j)
 {
 	struct pv_store *s = j->s;
 	bool *has_pages = calloc(PV_TYPES_MAX + 1, sizeof(*has_pages));
@@ -440,7 +164,7 @@ static int draft(struct job *j)
 	lock(s);
 	note_pages(s, has_pages);
 	for (; placed < j->ntypes && !err; placed++) {
-		struct changed *c = &j->types[placed];
+		struct pvi_upgrade_type *c = &j->types[placed];
 
 		c->number = choose_number(s, &c->layout, has_pages);
 		if (!c->number) {
@@ -466,7 +190,7 @@ static int draft(struct job *j)
 }
 
 /* The drafts are the types, or, if the engine did not commit, the old ones are again. */
-static void change_types(struct job *j, bool changed)
+static void change_types(struct pvi_upgrade_job *j, bool changed)
 {
 	lock(j->s);
 	for (uint32_t i = 0; i < j->ntypes; i++) {
@@ -479,7 +203,7 @@ static void change_types(struct job *j, bool changed)
 }
 
 /* Without objects there is nothing to move, and the engine writes no index. */
-static int commit(struct job *j)
+static int commit(struct pvi_upgrade_job *j)
 {
 	uint64_t generation;
 	int err;
@@ -499,24 +223,24 @@ static int commit(struct job *j)
 
 static void moved(void *ctx, uint64_t done, uint64_t total)
 {
-	struct job *j = ctx;
+	struct pvi_upgrade_job *j = ctx;
 
 	j->report.moved = done;
 	j->report.moved_all = total;
-	tell(j);
+	pvi_upgrade_tell(j);
 }
 
-static int upgrade(struct job *j)
+static int upgrade(struct pvi_upgrade_job *j)
 {
 	int err = pvi_move_begin(j->s, PV_MOVE_UPGRADE, &j->move);
 
 	if (err)
 		return err;
-	err = draft(j);
+	err = pvi_upgrade_look(j);
 	if (!err)
-		err = look(j);
+		err = draft(j);
 	if (!err)
-		err = copy(j);
+		err = pvi_upgrade_copy(j);
 	if (err) {
 		/* What is given back may say that it cannot be, but not instead of why. */
 		pvi_move_cancel(j->move);
@@ -524,20 +248,20 @@ static int upgrade(struct job *j)
 	}
 	j->move->progress = moved;
 	j->move->ctx = j;
-	begin_phase(j, PV_UPGRADE_MOVE);
+	pvi_upgrade_phase(j, PV_UPGRADE_MOVE);
 	change_types(j, true);
 	err = commit(j);
 	if (err)
 		change_types(j, false);
 	else
-		begin_phase(j, PV_UPGRADE_DONE);
+		pvi_upgrade_phase(j, PV_UPGRADE_DONE);
 	return err;
 }
 
-static int open_job(struct job *j, struct pv_store *s, const struct pv_upgrade_options *opts,
+static int open_job(struct pvi_upgrade_job *j, struct pv_store *s, const struct pv_upgrade_options *opts,
 		    const struct pv_typedef *const *defs, uint32_t n)
 {
-	*j = (struct job){.s = s, .began_ns = now_ns()};
+	*j = (struct pvi_upgrade_job){.s = s, .began_ns = pvi_upgrade_now_ns()};
 	if (opts && (opts->size < sizeof(*opts) || opts->flags))
 		return pvi_fail(-EINVAL, "pv_upgrade_options: size %zu, flags 0x%" PRIx64, opts->size,
 				opts->flags);
@@ -550,9 +274,9 @@ static int open_job(struct job *j, struct pv_store *s, const struct pv_upgrade_o
 	return choose_types(j, defs, n);
 }
 
-static void close_job(struct job *j, struct pv_upgrade_report *report)
+static void close_job(struct pvi_upgrade_job *j, struct pv_upgrade_report *report)
 {
-	j->report.ns = now_ns() - j->began_ns;
+	j->report.ns = pvi_upgrade_now_ns() - j->began_ns;
 	if (report)
 		*report = j->report;
 	for (uint32_t i = 0; j->types && i < j->ntypes; i++)
@@ -564,7 +288,7 @@ static void close_job(struct job *j, struct pv_upgrade_report *report)
 }
 
 /* Those that are not upgraded: new ones are recorded. */
-static int register_others(struct job *j, const struct pv_typedef *const *defs, uint32_t n,
+static int register_others(struct pvi_upgrade_job *j, const struct pv_typedef *const *defs, uint32_t n,
 			   pv_type_t *handles)
 {
 	for (uint32_t i = 0; i < n; i++) {
@@ -585,7 +309,7 @@ int pv_types_register(struct pv_store *s, const struct pv_typedef *const *defs, 
 		      pv_type_t *out)
 {
 	pv_type_t *handles = calloc(n + 1ull, sizeof(*handles));
-	struct job j;
+	struct pvi_upgrade_job j;
 	int err = open_job(&j, s, opts, defs, n);
 
 	if (!err && !handles)
@@ -614,7 +338,7 @@ int pv_types_register(struct pv_store *s, const struct pv_typedef *const *defs, 
 int pv_types_plan(struct pv_store *s, const struct pv_typedef *const *defs, uint32_t n,
 		  const struct pv_upgrade_options *opts, struct pv_upgrade_report *report)
 {
-	struct job j;
+	struct pvi_upgrade_job j;
 	int err = open_job(&j, s, opts, defs, n);
 
 	if (!err && j.ntypes && s->base != s->index.base)
@@ -623,11 +347,11 @@ int pv_types_plan(struct pv_store *s, const struct pv_typedef *const *defs, uint
 			       ": functions cannot follow them",
 			       s->base, s->index.base);
 	if (!err && j.ntypes)
-		err = look(&j);
+		err = pvi_upgrade_look(&j);
 	if (!err && j.ntypes)
-		err = copy(&j);
+		err = pvi_upgrade_copy(&j);
 	if (!err && j.ntypes)
-		begin_phase(&j, PV_UPGRADE_DONE);
+		pvi_upgrade_phase(&j, PV_UPGRADE_DONE);
 	close_job(&j, report);
 	return err;
 }
