@@ -2,6 +2,7 @@
 /* Layout upgrade: what becomes of objects, pointers, roots and types, and what is refused. Two "programs"
  * are two lists of definitions; each test plays the old one first. */
 #include <inttypes.h>
+#include <sys/stat.h>
 
 #include <preserve/tx.h>
 #include <preserve/upgrade.h>
@@ -749,7 +750,7 @@ static void no_room(void **state)
 	o.limit_bytes = store_info(s).bytes;
 	assert_ok(pv_close(s));
 	s = store_attach(k, &o);
-	cells = store_moved(s, cells);
+	cells = store_cells(s);
 	fill = store_bytes_type(s, "fill");
 	while (pv_reserve(s, fill, 448, &object) == 0) /* slabs of one page */
 		assert_ok(pv_link(s, object, &cells->cells[filled++]));
@@ -759,12 +760,49 @@ static void no_room(void **state)
 	}
 	assert_ok(pv_close(s));
 	s = store_attach(k, NULL); /* without the limit */
-	cells = store_moved(s, cells);
+	cells = store_cells(s);
 	assert_ok(pv_type_register(s, &v1, &type));
 	assert_int_equal(((struct node1 *)cells->cells[0])->value, 1);
 	assert_ok(pv_type_register(s, &v3, &type));
 	assert_int_equal(((struct node3 *)cells->cells[0])->square, 1);
 	assert_int_equal(store_sound(s).live_objects, NODES + 1 + filled - 10);
+	assert_ok(pv_close(s));
+}
+
+/* The machine has less left than the library's reserve: it says so, and everything is as it was. */
+static void no_memory(void **state)
+{
+	static const char meminfo[] = "MemTotal: 1048576 kB\nMemAvailable: 1024 kB\nSwapFree: 0 kB\n";
+	char path[] = "/tmp/pv-upgrade-XXXXXX", file[64];
+	struct keeper *k = *state;
+	struct pv_store *s = old_store(k);
+	struct pv_upgrade_report r;
+	const struct pv_typedef *def = &v3;
+	pv_type_t type;
+	FILE *f;
+
+	assert_non_null(mkdtemp(path));
+	snprintf(file, sizeof(file), "%s/proc", path);
+	assert_int_equal(mkdir(file, 0700), 0);
+	snprintf(file, sizeof(file), "%s/proc/meminfo", path);
+	f = fopen(file, "w");
+	assert_non_null(f);
+	assert_int_equal(fwrite(meminfo, sizeof(meminfo) - 1, 1, f), 1);
+	assert_int_equal(fclose(f), 0);
+	pvi_memory_root(path);
+	assert_ok(pv_types_plan(s, &def, 1, NULL, &r)); /* takes none of the store */
+	assert_fails(pv_types_register(s, &def, 1, NULL, &r, &type), -ENOMEM, "this machine");
+	assert_int_equal(r.phase, PV_UPGRADE_COPY);
+	assert_true(r.failed && r.objects < NODES);
+	assert_int_equal(r.failed_from, 0); /* no function failed */
+	holds_v1(s);
+	pvi_memory_root("");
+	assert_int_equal(unlink(file), 0);
+	snprintf(file, sizeof(file), "%s/proc", path);
+	assert_int_equal(rmdir(file), 0);
+	assert_int_equal(rmdir(path), 0);
+	assert_ok(pv_type_register(s, &v3, &type));
+	holds_v3(s);
 	assert_ok(pv_close(s));
 }
 
@@ -780,7 +818,14 @@ static void read_only(void **state)
 
 	assert_ok(pv_close(s));
 	sum = contents(k);
-	o.relocate = PV_RELOCATE_NEVER; /* functions follow pointers */
+	/* Mapped elsewhere: functions would follow pointers to nowhere. */
+	o.relocate = PV_RELOCATE_ALWAYS;
+	assert_ok(store_try(k, &o, PV_RDONLY, &s));
+	calls_1_to_2 = 0;
+	assert_fails(pv_types_plan(s, &def, 1, NULL, &r), -EADDRINUSE, "cannot follow");
+	assert_int_equal(calls_1_to_2, 0);
+	assert_ok(pv_close(s));
+	o.relocate = PV_RELOCATE_NEVER;
 	assert_ok(store_try(k, &o, PV_RDONLY, &s));
 	assert_fails(pv_type_register(s, &v2, &type), -EPERM, "read-only");
 	assert_ok(pv_types_plan(s, &def, 1, NULL, &r));
@@ -868,6 +913,7 @@ int main(void)
 		with_keeper(pointers_into_the_middle),
 		with_keeper(pointers_that_a_function_leaves),
 		with_keeper(no_room),
+		with_keeper(no_memory),
 		with_keeper(read_only),
 		with_keeper(plan_changes_nothing),
 		with_keeper(somebody_is_at_work),
