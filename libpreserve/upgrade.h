@@ -78,7 +78,7 @@ uint64_t pvi_upgrade_now_ns(void);
 /** Tell the program how far it is; and that a phase begins. */
 void pvi_upgrade_tell(struct pvi_upgrade_job *j);
 void pvi_upgrade_phase(struct pvi_upgrade_job *j, enum pv_upgrade_phase phase);
-/** Count the objects. -EINVAL: one of another type has a reference to the middle of one of them. */
+/** Count the objects. -EPERM: one is sealed. -EINVAL: one of another type has a reference to the middle of one of them. */
 int pvi_upgrade_look(struct pvi_upgrade_job *j);
 /** Make all new objects. */
 int pvi_upgrade_copy(struct pvi_upgrade_job *j);

@@ -145,9 +145,13 @@ static int count_object(void *ctx, void *object, size_t bytes, pv_type_t type)
 {
 	struct pvi_upgrade_job *j = ctx;
 
-	(void) object, (void) bytes, (void) type;
+	(void) bytes;
 	j->report.objects_all++;
-	return 0;
+	if (!pvi_store_segment(j->s, (uintptr_t) object - j->s->base)->sealed)
+		return 0;
+	j->report.failed = object;
+	return pvi_fail(-EPERM, "type %s: the object at %p is sealed, so it cannot be upgraded",
+			j->s->index.types[type].name, object);
 }
 
 int pvi_upgrade_look(struct pvi_upgrade_job *j)

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <sys/stat.h>
 
+#include <preserve/seal.h>
 #include <preserve/tx.h>
 #include <preserve/upgrade.h>
 
@@ -892,6 +893,29 @@ static void pinned(void **state)
 	assert_ok(pv_close(s));
 }
 
+static void sealed(void **state)
+{
+	const struct pv_typedef *def = &v2;
+	struct keeper *k = *state;
+	struct pv_store *s = old_store(k);
+	struct pv_upgrade_report r;
+	pv_type_t type;
+
+	assert_ok(pv_type_register(s, &v1, &type));
+	assert_ok(pv_seal(s, &type, 1, NULL));
+	calls_1_to_2 = 0;
+	assert_fails(pv_types_plan(s, &def, 1, NULL, &r), -EPERM, "type node: the object at");
+	assert_non_null(r.failed);
+	assert_fails(pv_type_register(s, &v2, &type), -EPERM, "sealed");
+	assert_int_equal(calls_1_to_2, 0);
+	holds_v1(s);
+	assert_ok(pv_close(s));
+	s = store_attach(k, NULL);
+	assert_fails(pv_type_register(s, &v2, &type), -EPERM, "sealed");
+	holds_v1(s);
+	assert_ok(pv_close(s));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -918,6 +942,7 @@ int main(void)
 		with_keeper(plan_changes_nothing),
 		with_keeper(somebody_is_at_work),
 		with_keeper(pinned),
+		with_keeper(sealed),
 	};
 
 	return cmocka_run_group_tests_name("upgrade", tests, NULL, NULL);

@@ -54,8 +54,8 @@
  * WHAT IS REFUSED, with nothing changed and a message that names object and type
  *  A pointer into the middle of an object that is upgraded (-EINVAL): where that place is in the new
  *  layout nobody knows. A function that fails (its error). A pointer that a function left outside of the
- *  store (-EINVAL). A type whose objects are pinned (-EPERM). No room for the new objects (-ENOSPC, -ENOMEM).
- *  An open transaction (-EBUSY).
+ *  store (-EINVAL). A type whose objects are pinned, or of which one is sealed (-EPERM). No room for the new
+ *  objects (-ENOSPC, -ENOMEM). An open transaction, a reserved object (-EBUSY).
  */
 #ifndef PRESERVE_UPGRADE_H
 #define PRESERVE_UPGRADE_H
