@@ -337,7 +337,7 @@ static void damage_anywhere(void **state)
 				refused++;
 			} else {
 				finished++;
-				assert_ok(pv_check(t.s, NULL, NULL, &report));
+				assert_ok(pv_check(t.s, NULL, &report));
 				assert_ok(pv_close(t.s));
 			}
 			keeper_free(&damaged);
