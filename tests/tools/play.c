@@ -6,6 +6,7 @@
  *	play make DIR NAME NODES [MIB]	make a store with so many nodes and an object of so many MiB
  *	play verify DIR NAME NODES [MIB]	attach it and look at everything; exit status 1: it is not so
  *	play thin DIR NAME NODES [MIB]	free all nodes but so many, the large object unless it has MIB, and trim
+ *	play leak DIR NAME NODES	make so many nodes that nothing leads to
  *	play hold DIR NAME		open it, say "open", and wait for the end of standard input
  *
  * DIR is the runtime directory. `make` and `verify` print a line of name=value.
@@ -135,6 +136,17 @@ static void thin(struct pv_store *s, struct list *list, uint64_t count, uint64_t
 	must(pv_trim(s, NULL));
 }
 
+static void leak(struct pv_store *s, uint64_t count)
+{
+	while (count--) {
+		struct node *n;
+
+		must(pv_reserve(s, nodes, sizeof(*n), (void **) &n));
+		n->next = NULL;
+		must(pv_publish(s, (struct pv_action[]){PV_LIVE(n)}, 1));
+	}
+}
+
 static void verify(struct pv_store *s, const struct list *list, uint64_t count, uint64_t large_bytes)
 {
 	struct pv_check_report report;
@@ -181,13 +193,15 @@ int main(int argc, char **argv)
 	char c;
 
 	if (argc < 4)
-		die("usage: play make|verify|thin|hold DIR NAME [NODES [MIB]]");
+		die("usage: play make|verify|thin|leak|hold DIR NAME [NODES [MIB]]");
 	list = open_list(argv[2], argv[3], strcmp(argv[1], "make") == 0 ? PV_CREATE | PV_EXCL : 0, &s);
 	if (strcmp(argv[1], "make") == 0) {
 		fill(s, list, count, large_bytes);
 		tell(s);
 	} else if (strcmp(argv[1], "thin") == 0) {
 		thin(s, list, count, large_bytes);
+	} else if (strcmp(argv[1], "leak") == 0) {
+		leak(s, count);
 	} else if (strcmp(argv[1], "verify") == 0) {
 		verify(s, list, count, large_bytes);
 		tell(s);

@@ -168,6 +168,49 @@ class Check(ToolTest):
         self.assertIn("page", self.ctl("check", "one", status=UNSOUND).text)
 
 
+class Repair(ToolTest):
+    def test_leaks(self):
+        self.play("make", "one", 100)
+        self.play("leak", "one", 30)
+        report = self.ctl("check", "--leaks", "--json", "one", status=OK).json
+        self.assertEqual((report["leaked_objects"], report["leaked_bytes"]), (30, 30 * 64))
+        self.assertEqual(report["leaks"], [{"type": "node", "objects": 30, "bytes": 30 * 64}])
+        self.assertTrue(report["pointers_followed"])
+        text = self.ctl("check", "--leaks", "-t", "1", "one", status=OK).text
+        self.assertIn("leaked: 30 objects of type node", text)
+        self.ctl("repair", "one", status=OK)
+        dry = self.ctl("repair", "--leaks", "--dry-run", "--json", "one", status=OK).json
+        self.assertEqual((dry["freed_objects"], dry["left"]), (30, 0))
+        self.assertEqual(self.ctl("check", "--json", "one").json["leaked_objects"], 30)
+        done = self.ctl("repair", "--leaks", "--json", "one", status=OK).json
+        self.assertEqual((done["freed_objects"], done["freed_bytes"]), (30, 30 * 64))
+        self.assertEqual(self.ctl("check", "--json", "one").json["leaked_objects"], 0)
+        self.play("verify", "one", 100)
+
+    def test_damaged_commit_word(self):
+        self.play("make", "one", 100)
+        self.flip("one", 0, 71)
+        self.ctl("check", "one", status=UNSOUND)
+        self.assertGreater(self.ctl("repair", "-n", "--json", "one", status=OK).json["mended"], 0)
+        self.ctl("check", "one", status=UNSOUND)
+        self.assertIn("mended", self.ctl("repair", "one", status=OK).text)
+        self.ctl("check", "one", status=OK)
+        self.play("verify", "one", 100)
+
+    def test_what_is_left(self):
+        self.play("make", "one", 1000)
+        self.flip("one", 1, 128 + 8 * 100)
+        done = self.ctl("repair", "--json", "one", status=UNSOUND).json
+        self.assertGreater(done["left"], 0)
+        self.assertTrue(done["lines"])
+
+    def test_in_use(self):
+        self.play("make", "one", 100)
+        holder = self.hold("one")
+        self.ctl("repair", "one", status=IN_USE)
+        self.release(holder)
+
+
 class Compact(ToolTest):
     def test_segments_come_free(self):
         self.play("make", "one", 100000, 3)
@@ -280,14 +323,15 @@ class CommandLine(ToolTest):
         for args in (["--help"], ["--version"], ["list", "--help"], ["show", "--help"],
                      ["dump", "--help"], ["check", "--help"], ["drop", "--help"], ["save", "--help"],
                      ["restore", "--help"], ["prepare", "--help"], ["cancel", "--help"],
-                     ["finish", "--help"], ["compact", "--help"], ["doctor", "--help"], ["top", "--help"]):
+                     ["finish", "--help"], ["compact", "--help"], ["repair", "--help"], ["doctor", "--help"], ["top", "--help"]):
             done = subprocess.run([CTL, *args], stdout=subprocess.PIPE, check=False)
             self.assertEqual(done.returncode, OK, args)
             self.assertTrue(done.stdout, args)
 
     def test_wrong(self):
         for args in ([], ["nix"], ["show"], ["list", "one"], ["show", "a", "b"], ["show", "-x"],
-                     ["check", "--fast", "--full", "a"], ["dump", "--roots", "--index", "a"],
+                     ["check", "--fast", "--full", "a"], ["check", "--fast", "--leaks", "a"],
+                     ["check", "-t", "65", "a"], ["repair"], ["dump", "--roots", "--index", "a"],
                      ["dump", "--json", "a"], ["drop", "a"], ["prepare"], ["prepare", "--all", "a"],
                      ["doctor", "a"], ["top", "a"]):
             done = subprocess.run([CTL, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

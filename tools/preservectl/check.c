@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * preservectl check: is a store sound? The fast form is what every attach looks at, headers, index and
- * lanes; the full one walks everything. Both read only.
+ * lanes, and the roots; the full one walks everything and follows every pointer. Both read only.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,14 +14,19 @@ struct check {
 	const char *name;
 	bool fast;
 	bool full;
+	bool leaks;
+	uint32_t threads;
 	json_t *problems; /* NULL: print them */
+	json_t *leaked;
 };
 
-enum { KEY_FAST = 256, KEY_FULL };
+enum { KEY_FAST = 256, KEY_FULL, KEY_LEAKS };
 
 static const struct argp_option options[] = {
 	{"fast", KEY_FAST, NULL, 0, "Headers, index and lanes only", 0},
 	{"full", KEY_FULL, NULL, 0, "Everything (the default)", 0},
+	{"leaks", KEY_LEAKS, NULL, 0, "Say of each type what no root leads to", 0},
+	{"threads", 't', "N", 0, "Threads (default: as many as processors)", 0},
 	{0},
 };
 
@@ -36,6 +41,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case KEY_FULL:
 		c->full = true;
 		return 0;
+	case KEY_LEAKS:
+		c->leaks = true;
+		return 0;
+	case 't':
+		c->threads = ctl_threads(state, arg);
+		return 0;
 	case ARGP_KEY_ARG:
 		if (c->name)
 			argp_error(state, "one store at a time");
@@ -44,8 +55,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case ARGP_KEY_END:
 		if (!c->name)
 			argp_error(state, "which store?");
-		if (c->fast && c->full)
-			argp_error(state, "--fast or --full, not both");
+		if (c->fast && (c->full || c->leaks))
+			argp_error(state, "--fast, or --full and --leaks");
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -60,6 +71,22 @@ static void tell(void *ctx, const char *line)
 		json_array_append_new(c->problems, json_string(line));
 	else
 		printf("%s\n", line);
+}
+
+static void leak(void *ctx, const struct pv_check_leak *l)
+{
+	struct check *c = ctx;
+	char bytes[16];
+
+	if (!c->leaks)
+		return;
+	if (c->leaked)
+		json_array_append_new(c->leaked, json_pack("{s:s, s:I, s:I}", "type", l->name, "objects",
+							   (json_int_t) l->objects, "bytes",
+							   (json_int_t) l->bytes));
+	else
+		printf("leaked: %llu objects of type %s with %s\n", (unsigned long long) l->objects, l->name,
+		       ctl_bytes(bytes, l->bytes));
 }
 
 static double seconds(void)
@@ -81,6 +108,14 @@ static void print_report(const struct check *c, const struct pv_check_report *r,
 	       (unsigned long long) r->live_objects, ctl_bytes(bytes, r->live_bytes),
 	       (unsigned long long) r->slabs, (unsigned long long) r->extents,
 	       (unsigned long long) r->free_slots, (unsigned long long) r->free_pages);
+	if (r->unsettled)
+		printf("pointers were not followed: %s\n",
+		       r->unsettled & PV_UNSETTLED_IN_USE ? "a process has the store open"
+							 : "a crash left something to be recovered: open it first");
+	else
+		printf("%llu pointers; %llu objects with %s are not reached from a root\n",
+		       (unsigned long long) r->pointers, (unsigned long long) r->leaked_objects,
+		       ctl_bytes(bytes, r->leaked_bytes));
 	if (r->intents || r->transactions)
 		printf("%llu intents and %llu transactions are not done\n",
 		       (unsigned long long) r->intents, (unsigned long long) r->transactions);
@@ -89,7 +124,7 @@ static void print_report(const struct check *c, const struct pv_check_report *r,
 
 static json_t *report_json(const struct check *c, const struct pv_check_report *r, double took)
 {
-	return json_pack("{s:s, s:s, s:I, s:O, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "name",
+	json_t *o = json_pack("{s:s, s:s, s:I, s:O, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "name",
 			 c->name, "form", c->fast ? "fast" : "full", "problems",
 			 (json_int_t) r->problems, "lines", c->problems, "live_objects",
 			 (json_int_t) r->live_objects, "live_bytes", (json_int_t) r->live_bytes,
@@ -97,6 +132,16 @@ static json_t *report_json(const struct check *c, const struct pv_check_report *
 			 "extents", (json_int_t) r->extents, "free_pages",
 			 (json_int_t) r->free_pages, "intents", (json_int_t) r->intents,
 			 "transactions", (json_int_t) r->transactions, "seconds", took);
+
+	if (!o || c->fast)
+		return o;
+	json_object_set_new(o, "pointers", json_integer((json_int_t) r->pointers));
+	json_object_set_new(o, "pointers_followed", json_boolean(r->unsettled == 0));
+	json_object_set_new(o, "leaked_objects", json_integer((json_int_t) r->leaked_objects));
+	json_object_set_new(o, "leaked_bytes", json_integer((json_int_t) r->leaked_bytes));
+	if (c->leaks)
+		json_object_set(o, "leaks", c->leaked);
+	return o;
 }
 
 static void note_if_open(const char *name)
@@ -127,31 +172,33 @@ int ctl_check(int argc, char **argv)
 	};
 	struct pv_check_report report = {0};
 	struct check c = {0};
+	struct pv_check_options how = {.size = sizeof(how), .tell = tell, .leak = leak, .ctx = &c};
 	struct pv_store *store;
 	double begun;
 	int err;
 
 	ctl_parse(&argp, argc, argv, &c);
+	how.flags = c.fast ? PV_CHECK_FAST : 0;
+	how.threads = c.threads;
 	if (!c.fast)
 		note_if_open(c.name);
 	begun = seconds();
 	err = ctl_open_readonly(c.name, &store);
 	if (err)
 		return ctl_library_fail(err, c.name);
-	if (ctl.json)
-		c.problems = json_array();
-	if (!c.fast)
-		err = pv_check(store, PV_CHECK_TELL(tell, &c), &report);
-	pv_close(store);
-	if (err) {
-		json_decref(c.problems);
-		return ctl_library_fail(err, c.name);
-	}
 	if (ctl.json) {
-		err = ctl_json_print(report_json(&c, &report, seconds() - begun));
-		json_decref(c.problems);
-		return err ? err : report.problems ? CTL_UNSOUND : CTL_OK;
+		c.problems = json_array();
+		c.leaked = json_array();
 	}
-	print_report(&c, &report, seconds() - begun);
-	return report.problems ? CTL_UNSOUND : CTL_OK;
+	err = pv_check(store, &how, &report);
+	pv_close(store);
+	if (err)
+		err = ctl_library_fail(err, c.name);
+	else if (ctl.json)
+		err = ctl_json_print(report_json(&c, &report, seconds() - begun));
+	else
+		print_report(&c, &report, seconds() - begun);
+	json_decref(c.problems);
+	json_decref(c.leaked);
+	return err ? err : report.problems ? CTL_UNSOUND : CTL_OK;
 }

@@ -46,6 +46,7 @@ int ctl_list(int argc, char **argv);
 int ctl_show(int argc, char **argv);
 int ctl_dump(int argc, char **argv);
 int ctl_check(int argc, char **argv);
+int ctl_repair(int argc, char **argv);
 int ctl_compact(int argc, char **argv);
 int ctl_drop(int argc, char **argv);
 int ctl_save(int argc, char **argv);
@@ -60,6 +61,8 @@ int ctl_top(int argc, char **argv);
 
 /** Parse a command's words; --user is done when this returns. Ends the process on errors. */
 void ctl_parse(const struct argp *argp, int argc, char **argv, void *input);
+/** The argument of --threads. */
+uint32_t ctl_threads(struct argp_state *state, const char *arg);
 /** Print "preservectl: ..." to standard error. */
 __attribute__((format(printf, 1, 2))) void ctl_say(const char *format, ...);
 /** The same, and return CTL_FAILED. */

@@ -27,6 +27,7 @@ static const struct command {
 	{"show", "show a store: types, objects, bytes, segments, fragmentation", ctl_show},
 	{"dump", "print a store's index or its roots", ctl_dump},
 	{"check", "check a store; changes nothing", ctl_check},
+	{"repair", "mend what can be mended without a guess", ctl_repair},
 	{"compact", "move the objects of a store together", ctl_compact},
 	{"prepare", "have stores kept across the next kexec", ctl_prepare},
 	{"cancel", "undo prepare", ctl_cancel},
@@ -198,6 +199,16 @@ void ctl_parse(const struct argp *argp, int argc, char **argv, void *input)
 		exit(CTL_USAGE);
 	if (ctl.user)
 		become(ctl.user);
+}
+
+uint32_t ctl_threads(struct argp_state *state, const char *arg)
+{
+	char *end;
+	unsigned long n = strtoul(arg, &end, 10);
+
+	if (*end || n < 1 || n > 64)
+		argp_error(state, "%s is not a number of threads from 1 to 64", arg);
+	return (uint32_t) n;
 }
 
 static void help(FILE *to)

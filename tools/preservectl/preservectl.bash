@@ -18,7 +18,7 @@ _preservectl() {
 	local common='--json --runtime-dir --user --help' options='' words=''
 	COMPREPLY=()
 	if ((COMP_CWORD == 1)); then
-		mapfile -t COMPREPLY < <(compgen -W 'list show dump check compact prepare cancel finish drop save restore
+		mapfile -t COMPREPLY < <(compgen -W 'list show dump check repair compact prepare cancel finish drop save restore
 			doctor top --help --version' -- "$current")
 		return
 	fi
@@ -30,7 +30,8 @@ _preservectl() {
 	case ${COMP_WORDS[1]} in
 	show) words=$(_preservectl_stores) ;;
 	dump) options='--index --raw --roots' words=$(_preservectl_stores) ;;
-	check) options='--fast --full' words=$(_preservectl_stores) ;;
+	check) options='--fast --full --leaks --threads' words=$(_preservectl_stores) ;;
+	repair) options='--dry-run --leaks --threads' words=$(_preservectl_stores) ;;
 	compact) options='--dry-run' words=$(_preservectl_stores) ;;
 	prepare | cancel | finish) options='--all' words=$(_preservectl_stores) ;;
 	drop) options='--yes' words=$(_preservectl_stores) ;;
