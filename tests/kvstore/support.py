@@ -17,6 +17,9 @@ import unittest
 
 KVSTORE = os.environ.get("KVSTORE", "kvstore")
 
+# Where a server finds the store that another one has left.
+REATTACHED = "relocated" if os.environ.get("PV_RELOCATE") == "always" else "reattached"
+
 
 def free_port():
     """A TCP port that nobody uses at the moment."""

@@ -132,7 +132,7 @@ class Kills(support.TestCase):
                 self.assertIsNone(writer.wrong)
                 total += writer.acknowledged
             server.start()
-            self.assertEqual(server.ready["origin"], "reattached")
+            self.assertEqual(server.ready["origin"], support.REATTACHED)
             client = server.client(unix)
             for writer in team:
                 extra += writer.verify(client)

@@ -149,7 +149,7 @@ class Life(support.TestCase):
             else:
                 self.assertEqual(server.stop(end), 0)
             server.start()
-            self.assertEqual(server.ready["origin"], "reattached")
+            self.assertEqual(server.ready["origin"], support.REATTACHED)
             self.assertEqual(server.ready["recovered"], "0")
             client = server.client()
             self.assertEqual({k: client("GET", k) for k in expected}, expected)
@@ -173,7 +173,7 @@ class Life(support.TestCase):
         self.assertEqual(ready["port"], str(server.port))
         self.assertEqual(ready["unixsocket"], server.unix)
         self.assertEqual((ready["store"], ready["handover"]), ("test", "holder"))
-        self.assertEqual((ready["origin"], ready["keys"]), ("reattached", "1"))
+        self.assertEqual((ready["origin"], ready["keys"]), (support.REATTACHED, "1"))
         self.assertGreater(float(ready["attach_usec"]), 0)
         self.assertGreater(int(ready["exec_to_ready_usec"]), 0)
 
@@ -183,7 +183,7 @@ class Life(support.TestCase):
         self.assertEqual((info["preserve_origin"], info["preserve_epoch"]), ("created", "1"))
         server.restart()
         info = server.client().info("preserve")
-        self.assertEqual((info["preserve_origin"], info["preserve_epoch"]), ("reattached", "2"))
+        self.assertEqual((info["preserve_origin"], info["preserve_epoch"]), (support.REATTACHED, "2"))
         self.assertEqual(info["preserve_handover"], "holder")
         self.assertEqual((info["preserve_state"], info["preserve_from_kexec"]), ("serving", "0"))
         self.assertGreaterEqual(int(info["preserve_segments"]), 1)

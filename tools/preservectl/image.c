@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ struct image {
 
 enum { KEY_NEW_UUID = 256, KEY_VERIFY };
 
-static volatile sig_atomic_t interrupted;
+static atomic_int interrupted; /* asked for by other threads, too */
 
 static void on_signal(int sig)
 {
