@@ -310,30 +310,47 @@ bool pvi_memory_backed(uint8_t *addr, uint64_t bytes)
 	return unbacked_bytes(addr, bytes) == 0;
 }
 
+/* What giving memory to a range may take: where nothing is yet, the kernel may put a huge page, though only a
+ * small one is asked for. */
+static uint64_t cost(uint8_t *addr, uint64_t bytes)
+{
+	uint8_t *end = addr + bytes;
+	uint64_t sum = 0;
+
+	while (addr < end) {
+		uint8_t *block = (uint8_t *) ((uintptr_t) addr & ~(uintptr_t) (PVI_HUGE_BYTES - 1));
+		uint8_t *next = smaller((uint64_t) (end - block), PVI_HUGE_BYTES) + block;
+
+		sum += unbacked_bytes(block, PVI_HUGE_BYTES) == PVI_HUGE_BYTES ? PVI_HUGE_BYTES
+									       : (uint64_t) (next - addr);
+		addr = next;
+	}
+	return sum;
+}
+
 int pvi_memory_ask(uint8_t *addr, uint64_t bytes)
 {
-	uint64_t now = now_ns(), grant;
+	uint64_t now = now_ns(), grant, most = cost(addr, bytes);
 	struct room room;
 
 	/* Two threads that ask at once may get the same; that is within the part that is granted. */
-	if (now < atomic_load(&believed_until_ns) && atomic_load(&granted) >= (int64_t) bytes) {
-		atomic_fetch_sub(&granted, (int64_t) bytes);
+	if (now < atomic_load(&believed_until_ns) && atomic_load(&granted) >= (int64_t) most) {
+		atomic_fetch_sub(&granted, (int64_t) most);
 		return 0;
 	}
 	room = look();
-	/* The kernel may put a huge page where only a small one is asked for. */
-	if (room.bytes < bytes + PVI_HUGE_BYTES) {
+	if (room.bytes < most) {
 		/* What has its memory needs no other. */
 		uint64_t missing = unbacked_bytes(addr, bytes);
 
-		if (missing && missing + PVI_HUGE_BYTES > room.bytes)
+		if (missing)
 			return pvi_fail(-ENOMEM,
 					"no memory for %" PRIu64 " bytes: %s has %" PRIu64
 					" left beside a reserve of %" PRIu64,
 					missing, room.where, room.bytes, room.reserve);
 		return 0;
 	}
-	grant = smaller((room.bytes - bytes - PVI_HUGE_BYTES) >> GRANT_SHIFT, GRANT_MAX);
+	grant = smaller((room.bytes - most) >> GRANT_SHIFT, GRANT_MAX);
 	atomic_store(&granted, (int64_t) grant);
 	atomic_store(&believed_until_ns, now + GOOD_FOR_NS);
 	return 0;
