@@ -91,7 +91,8 @@ static void make_image(void)
 	void **root;
 	pv_type_t t;
 
-	must(fd >= 0 && pv_open("fuzz", &o, &s) == 0, "pv_open");
+	must(fd >= 0, "memfd_create");
+	must(pv_open("fuzz", &o, &s) == 0, "pv_open");
 	must(pv_type_register(s, &type, &t) == 0, "pv_type_register");
 	must(pv_root(s, "root", t, 64, (void **)&root, NULL) == 0, "pv_root");
 	for (unsigned int i = 0; i < 8; i++)
