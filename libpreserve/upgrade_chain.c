@@ -65,10 +65,11 @@ bool pvi_upgrade_find(const struct pv_typedef *def, uint32_t from, uint32_t from
 	bool found = false;
 
 	for (uint32_t next = 0; !found; next++) {
-		uint32_t version = next ? def->upgrades[queue[next - 1]].to : from;
+		uint32_t version;
 
 		if (next > n)
 			return false;
+		version = next ? def->upgrades[queue[next - 1]].to : from;
 		for (uint32_t i = 0; i < def->nupgrades && !found; i++) {
 			if (seen[i] || def->upgrades[i].from != version || def->upgrades[i].to == from)
 				continue;
