@@ -77,7 +77,7 @@ int keeper_keep(void *ctx, enum pv_keep what, uint64_t token, int fd)
 	int dup, i;
 
 	if (what == PV_KEEP_DROP) {
-		k->drops++;
+		__atomic_fetch_add(&k->drops, 1, __ATOMIC_RELAXED);
 		k->last_drop = token;
 		keeper_drop(k, token);
 		return 0;
