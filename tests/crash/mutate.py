@@ -88,11 +88,6 @@ MUTANTS = {
     'relocation-one-window': ('relocate_pass.c', 'relocate', 'relocate', [(
         'for (uint32_t i = 0; i < idx->nmoving; i++) {\n		uint64_t off',
         'for (uint32_t i = idx->nmoving - 1; i < idx->nmoving; i++) {\n		uint64_t off')]),
-    # What was moved is not moved back when it is refused.
-    'relocation-stays': ('relocate.c', 'relocate', 'refused', [(
-        '''	if (!err)
-		err = pvi_relocate_pass(s, PVI_DANGLING_KEEP, &result);
-''', '	(void) result;\n')]),
     # A root is named before it is live.
     'root-in-two-steps': ('root.c', 'store', 'roots', [(
         '''	t->lane->actions[1].where = pvi_lane_where(PV_DO_FLIP, 0);
@@ -154,14 +149,14 @@ MUTANTS = {
 	return 0;
 }
 
-int pvi_segment_grow''', '''	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
+static int grow(''', '''	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
 	if (err)
 		return err;
 	pvi_segment_publish(s, number);
 	return 0;
 }
 
-int pvi_segment_grow''')]),
+static int grow(''')]),
     # The index is kept before the segment that it names.
     'index-kept-first': ('store.c', 'store', 'create', [(
         '''	err = s->handover->ops->keep(s->handover, 1, s->segments[0].fd);
@@ -252,9 +247,9 @@ int pvi_segment_grow''')]),
         '''	if (!err)
 		err = map_change_push(&change, PV_STORE(&rec->nbuckets, number + 1));
 	err = finish_change(&change, err);
-	return err == -E2BIG''', '''	rec->nbuckets = number + 1;
+	if (err == -E2BIG)''', '''	rec->nbuckets = number + 1;
 	err = finish_change(&change, err);
-	return err == -E2BIG''')]),
+	if (err == -E2BIG)''')]),
     # What is retired is handed over before the intent is done: another thread has it by then, and the
     # intent, or recovery, frees it there.
     'retired-too-early': ('publish.c', 'retire', 'warm-retire-reclaim', [(
@@ -325,7 +320,7 @@ int pvi_segment_grow''')]),
 	s->handover->ops->drop(s->handover, number + 1ull);
 ''', '')]),
     # What the index does not name is kept on.
-    'stray-kept': ('store.c', 'trim', 'segments', [(
+    'stray-kept': ('attach.c', 'trim', 'segments', [(
         '''		if (fds[i].fd >= 0)
 			s->handover->ops->drop(s->handover, fds[i].token);
 ''', '''		if (fds[i].fd >= 0 && i == 0)
