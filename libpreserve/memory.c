@@ -130,7 +130,9 @@ static uint64_t look_at_system(struct room *room)
 
 	if (!read_text("/proc/meminfo", text))
 		return 0;
-	available = field(text, "MemAvailable:", NO_LIMIT);
+	/* What is free of contiguous memory (CMA, as the scratch area of a kexec handover is) counts as
+	 * available, but page tables and much else cannot lie there. */
+	available = minus(field(text, "MemAvailable:", NO_LIMIT), field(text, "CmaFree:", 0));
 	swap = field(text, "SwapFree:", 0);
 	reserve = within(field(text, "MemTotal:", 0) >> RESERVE_SHIFT, SYSTEM_MIN, SYSTEM_MAX);
 	consider(room, minus(available + swap, reserve), reserve, "this machine");
@@ -330,26 +332,26 @@ static uint64_t cost(uint8_t *addr, uint64_t bytes)
 
 int pvi_memory_ask(uint8_t *addr, uint64_t bytes)
 {
-	uint64_t now = now_ns(), grant, most = cost(addr, bytes);
+	uint64_t missing = unbacked_bytes(addr, bytes), now, grant, most;
 	struct room room;
 
+	/* What has its memory needs no other: so it mostly is at attach, where looking would be a third of the
+	 * time. */
+	if (!missing)
+		return 0;
+	now = now_ns();
+	most = cost(addr, bytes);
 	/* Two threads that ask at once may get the same; that is within the part that is granted. */
 	if (now < atomic_load(&believed_until_ns) && atomic_load(&granted) >= (int64_t) most) {
 		atomic_fetch_sub(&granted, (int64_t) most);
 		return 0;
 	}
 	room = look();
-	if (room.bytes < most) {
-		/* What has its memory needs no other. */
-		uint64_t missing = unbacked_bytes(addr, bytes);
-
-		if (missing)
-			return pvi_fail(-ENOMEM,
-					"no memory for %" PRIu64 " bytes: %s has %" PRIu64
-					" left beside a reserve of %" PRIu64,
-					missing, room.where, room.bytes, room.reserve);
-		return 0;
-	}
+	if (room.bytes < most)
+		return pvi_fail(-ENOMEM,
+				"no memory for %" PRIu64 " bytes: %s has %" PRIu64
+				" left beside a reserve of %" PRIu64,
+				missing, room.where, room.bytes, room.reserve);
 	grant = smaller((room.bytes - most) >> GRANT_SHIFT, GRANT_MAX);
 	atomic_store(&granted, (int64_t) grant);
 	atomic_store(&believed_until_ns, now + GOOD_FOR_NS);
