@@ -139,6 +139,9 @@ int pvi_index_read_types(struct pvi_index *idx, const void *fdt);
 
 /** Number of the type in use that has this name; 0: none. */
 uint32_t pvi_type_find(const struct pv_store *s, const char *name);
+/** heap_lock and index_lock, under both of which the list of types changes. */
+void pvi_types_lock(struct pv_store *s);
+void pvi_types_unlock(struct pv_store *s);
 /** -EMEDIUMTYPE, with both layouts; nupgrades: functions there are, none of which leads there. */
 int pvi_type_differs(const struct pvi_type *have, const struct pvi_type *want, uint32_t nupgrades);
 
@@ -169,10 +172,15 @@ static inline void pvi_barrier(void)
 {
 	atomic_signal_fence(memory_order_seq_cst);
 }
+/** Is there an intent in lane->link? */
+static inline bool pvi_lane_linking(const struct lane_rec *lane)
+{
+	return (lane->link.word_object | lane->link.word_value) != 0;
+}
 /** From here on a crash makes recovery do the lane's first n actions. */
 static inline void pvi_lane_begin(struct lane_rec *lane, uint64_t n)
 {
-	pvi_debug_check(lane->count == 0 && (lane->link.word_object | lane->link.word_value) == 0);
+	pvi_debug_check(lane->count == 0 && !pvi_lane_linking(lane));
 	pvi_barrier();
 	__atomic_store_n(&lane->count, n, __ATOMIC_RELAXED);
 	pvi_barrier();
@@ -192,11 +200,6 @@ static inline void pvi_lane_link_begin(uint64_t *commit, const void *word)
 	pvi_barrier();
 	__atomic_store_n(commit, (uintptr_t) word, __ATOMIC_RELAXED);
 	pvi_barrier();
-}
-/** Is there such an intent? */
-static inline bool pvi_lane_linking(const struct lane_rec *lane)
-{
-	return (lane->link.word_object | lane->link.word_value) != 0;
 }
 /** It is done. */
 static inline void pvi_lane_link_end(uint64_t *commit)

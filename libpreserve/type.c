@@ -13,13 +13,13 @@
 #include "typemap.h"
 #include "upgrade.h"
 
-static void lock(struct pv_store *s)
+void pvi_types_lock(struct pv_store *s)
 {
 	pthread_mutex_lock(&s->heap_lock);
 	pthread_mutex_lock(&s->index_lock);
 }
 
-static void unlock(struct pv_store *s)
+void pvi_types_unlock(struct pv_store *s)
 {
 	pthread_mutex_unlock(&s->index_lock);
 	pthread_mutex_unlock(&s->heap_lock);
@@ -80,7 +80,7 @@ int pv_type_register(struct pv_store *s, const struct pv_typedef *def, pv_type_t
 	if (err)
 		return err;
 	err = pvi_upgrade_check(def);
-	lock(s);
+	pvi_types_lock(s);
 	i = pvi_type_find(s, def->name);
 	if (!err && !i) {
 		err = type_add(s, &made);
@@ -91,7 +91,7 @@ int pv_type_register(struct pv_store *s, const struct pv_typedef *def, pv_type_t
 		if (!def->nupgrades)
 			err = pvi_type_differs(&s->index.types[i], &made, 0);
 	}
-	unlock(s);
+	pvi_types_unlock(s);
 	if (!added)
 		pvi_typemap_free(&made);
 	if (differs && !err)

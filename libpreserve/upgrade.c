@@ -88,18 +88,6 @@ static int choose_types(struct pvi_upgrade_job *j, const struct pv_typedef *cons
 
 /* ---- the new types ---- */
 
-static void lock(struct pv_store *s)
-{
-	pthread_mutex_lock(&s->heap_lock);
-	pthread_mutex_lock(&s->index_lock);
-}
-
-static void unlock(struct pv_store *s)
-{
-	pthread_mutex_unlock(&s->index_lock);
-	pthread_mutex_unlock(&s->heap_lock);
-}
-
 /* Mark the types of which there are pages. */
 static void note_pages(const struct pv_store *s, bool *has_pages)
 {
@@ -161,7 +149,7 @@ static int draft(struct pvi_upgrade_job *j)
 
 	if (!has_pages)
 		return pvi_fail(-ENOMEM, "no memory to upgrade %u types", j->ntypes);
-	lock(s);
+	pvi_types_lock(s);
 	note_pages(s, has_pages);
 	for (; placed < j->ntypes && !err; placed++) {
 		struct pvi_upgrade_type *c = &j->types[placed];
@@ -184,7 +172,7 @@ static int draft(struct pvi_upgrade_job *j)
 		swap_layout(s, &j->types[placed - 1]);
 	if (err)
 		s->index.ntypes = had;
-	unlock(s);
+	pvi_types_unlock(s);
 	free(has_pages);
 	return err;
 }
@@ -192,14 +180,14 @@ static int draft(struct pvi_upgrade_job *j)
 /* The drafts are the types, or, if the engine did not commit, the old ones are again. */
 static void change_types(struct pvi_upgrade_job *j, bool changed)
 {
-	lock(j->s);
+	pvi_types_lock(j->s);
 	for (uint32_t i = 0; i < j->ntypes; i++) {
 		struct pvi_type *types = j->s->index.types;
 
 		types[j->types[i].old_number].state = changed ? PVI_TYPE_FORMER : PVI_TYPE_USED;
 		types[j->types[i].number].state = changed ? PVI_TYPE_USED : PVI_TYPE_DRAFT;
 	}
-	unlock(j->s);
+	pvi_types_unlock(j->s);
 }
 
 /* Without objects there is nothing to move, and the engine writes no index. */
@@ -211,11 +199,11 @@ static int commit(struct pvi_upgrade_job *j)
 	if (j->report.objects)
 		return pvi_move_commit(j->move);
 	pvi_move_cancel(j->move);
-	lock(j->s);
+	pvi_types_lock(j->s);
 	err = pvi_index_stage(&j->s->index, PVI_INDEX_SLACK, &generation);
 	if (!err)
 		pvi_index_commit(&j->s->index, generation);
-	unlock(j->s);
+	pvi_types_unlock(j->s);
 	return err;
 }
 

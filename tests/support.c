@@ -47,6 +47,18 @@ int keeper_fd(const struct keeper *k, uint64_t token)
 	return i < 0 ? -1 : k->fds[i];
 }
 
+uint64_t keeper_bytes(const struct keeper *k)
+{
+	uint64_t blocks = 0;
+	struct stat st;
+
+	for (unsigned int i = 0; i < k->n; i++) {
+		assert_int_equal(fstat(k->fds[i], &st), 0);
+		blocks += (uint64_t)st.st_blocks;
+	}
+	return blocks * 512;
+}
+
 void keeper_drop(struct keeper *k, uint64_t token)
 {
 	int i = slot_of(k, token);

@@ -81,6 +81,8 @@ void keeper_free(struct keeper *k);
 int keeper_keep(void *ctx, enum pv_keep what, uint64_t token, int fd);
 /** The descriptor of a token, owned by the keeper; -1. */
 int keeper_fd(const struct keeper *k, uint64_t token);
+/** Memory that the memfds have. */
+uint64_t keeper_bytes(const struct keeper *k);
 /** Forget one, or put another in its place (duplicated). */
 void keeper_drop(struct keeper *k, uint64_t token);
 void keeper_put(struct keeper *k, uint64_t token, int fd);

@@ -2,7 +2,6 @@
 /* Compaction: objects of all kinds and sizes, with pointers to their starts and middles, are where their pointers
  * lead afterwards, whatever was freed between them; and the store has become as small as was said. */
 #include <pthread.h>
-#include <sys/stat.h>
 
 #include <preserve/compact.h>
 #include <preserve/map.h>
@@ -20,18 +19,6 @@ static struct pv_options growing_options(struct keeper *k)
 	o.page_bytes = 4096;
 	o.lanes = 8;
 	return o;
-}
-
-static uint64_t kept_bytes(const struct keeper *k)
-{
-	uint64_t blocks = 0;
-	struct stat st;
-
-	for (unsigned int i = 0; i < k->n; i++) {
-		assert_int_equal(fstat(k->fds[i], &st), 0);
-		blocks += (uint64_t)st.st_blocks;
-	}
-	return blocks * 512;
 }
 
 static struct pv_compact_report compact(struct pv_store *s, uint32_t flags)
@@ -201,7 +188,7 @@ static void sparse_slabs_are_merged(void **state)
 	assert_ok(pv_cancel(s, big));
 	assert_ok(pv_trim(s, NULL));
 	assert_in_range(store_info(s).segments, 3, 5);
-	before = kept_bytes(k);
+	before = keeper_bytes(k);
 	dry = compact(s, PV_COMPACT_DRY_RUN);
 	assert_int_equal(store_info(s).segments, dry.segments_returned + 1);
 	r = compact(s, 0);
@@ -211,7 +198,7 @@ static void sparse_slabs_are_merged(void **state)
 	assert_int_equal(r.slabs_returned, dry.slabs_returned);
 	assert_int_equal(r.pages_bytes, dry.pages_bytes);
 	assert_in_range(r.objects_moved, 1, 150 - 1);
-	assert_int_equal(r.memory_bytes, before - kept_bytes(k));
+	assert_int_equal(r.memory_bytes, before - keeper_bytes(k));
 	for (size_t i = 0; i < 150; i++)
 		assert_true(pattern_holds(t->cells[i], 64, i * 200));
 	assert_int_equal(store_sound(s).slabs, 1 + 3); /* cells; 62 slots a slab */

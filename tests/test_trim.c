@@ -2,7 +2,6 @@
 /* Memory that is given back: by pv_trim(), segments and all, and by the library itself when much of it lies
  * idle; and what is left works as before, whoever looks at it. */
 #include <pthread.h>
-#include <sys/stat.h>
 
 #include <preserve/stats.h>
 #include <preserve/tx.h>
@@ -22,19 +21,6 @@ static struct pv_options growing_options(struct keeper *k)
 	return o;
 }
 
-/* Memory that the descriptors which are kept have. */
-static uint64_t kept_bytes(const struct keeper *k)
-{
-	uint64_t blocks = 0;
-	struct stat st;
-
-	for (unsigned int i = 0; i < k->n; i++) {
-		assert_int_equal(fstat(k->fds[i], &st), 0);
-		blocks += (uint64_t)st.st_blocks;
-	}
-	return blocks * 512;
-}
-
 static uint64_t backed_bytes(struct pv_store *s)
 {
 	struct pv_stats *st;
@@ -49,11 +35,11 @@ static uint64_t backed_bytes(struct pv_store *s)
 /* pv_trim(), which says what came free. */
 static uint64_t trim(struct keeper *k, struct pv_store *s)
 {
-	uint64_t before = kept_bytes(k), bytes = UINT64_MAX;
+	uint64_t before = keeper_bytes(k), bytes = UINT64_MAX;
 
 	assert_ok(pv_trim(s, &bytes));
-	assert_int_equal(bytes, before - kept_bytes(k));
-	assert_int_equal(backed_bytes(s), kept_bytes(k));
+	assert_int_equal(bytes, before - keeper_bytes(k));
+	assert_int_equal(backed_bytes(s), keeper_bytes(k));
 	assert_int_equal(store_info(s).segments, k->n - 1);
 	store_sound(s);
 	return bytes;
@@ -102,7 +88,7 @@ static void an_empty_store_is_small_again(void **state)
 
 	store_bytes_type(s, "bytes");
 	trim(k, s);
-	small = kept_bytes(k);
+	small = keeper_bytes(k);
 	assert_true(small < MIB / 4);
 	for (int round = 0; round < 4; round++) {
 		unsigned int drops = k->drops;
@@ -110,7 +96,7 @@ static void an_empty_store_is_small_again(void **state)
 		fill(s, t, 0, CELLS);
 		segments = store_info(s).segments;
 		assert_true(segments >= 4);
-		assert_true(kept_bytes(k) > 8 * MIB);
+		assert_true(keeper_bytes(k) > 8 * MIB);
 		if (round >= 2) { /* what another process has left, slabs that nobody has looked at */
 			keeper_crash(k, &s);
 			s = store_attach(k, &o);
@@ -122,7 +108,7 @@ static void an_empty_store_is_small_again(void **state)
 		assert_int_equal(k->drops - drops, segments - 1);
 		assert_int_equal(k->last_drop, 2); /* segment 1: from the last to the first */
 		assert_int_equal(keeper_fd(k, 2), -1);
-		assert_in_range(kept_bytes(k), 1, small + MIB / 16);
+		assert_in_range(keeper_bytes(k), 1, small + MIB / 16);
 		/* Nothing is left to give. */
 		assert_int_equal(trim(k, s), 0);
 		assert_ok(pv_trim(s, NULL));
@@ -169,7 +155,7 @@ static void what_lives_stays(void **state)
 	empty(s, t, 0, CELLS - 1);
 	assert_true(trim(k, s) > 4 * MIB);
 	assert_int_equal(store_info(s).segments, middle);
-	assert_true(kept_bytes(k) < MIB);
+	assert_true(keeper_bytes(k) < MIB);
 	assert_true(pattern_holds(p, 300000, 12));
 	/* In the holes around it. */
 	fill(s, t, 0, CELLS / 2);
@@ -348,12 +334,12 @@ static void not_through_a_read_only_handle(void **state)
 	fill(s, t, 0, 100);
 	empty(s, t, 0, 100);
 	assert_ok(pv_close(s));
-	before = kept_bytes(k);
+	before = keeper_bytes(k);
 	assert_ok(store_try(k, &o, PV_RDONLY, &r));
 	assert_fails(pv_trim(r, &bytes), -EPERM, "read-only");
 	assert_int_equal(bytes, 4711);
 	assert_ok(pv_close(r));
-	assert_int_equal(kept_bytes(k), before);
+	assert_int_equal(keeper_bytes(k), before);
 }
 
 /* ---- by itself ---- */
@@ -390,17 +376,17 @@ static void idle_memory_goes_by_itself(void **state)
 		uint64_t full, idle, less;
 
 		fill_pieces(s, t, 0, PIECES);
-		full = kept_bytes(k);
+		full = keeper_bytes(k);
 		assert_in_range(full, PIECES * MIB, (PIECES + 6) * MIB);
 		/* 8 of them: nothing goes. */
 		for (size_t i = 0; i < 16; i += 2)
 			assert_ok(pv_free(s, &t->cells[i]));
-		idle = kept_bytes(k);
+		idle = keeper_bytes(k);
 		assert_int_equal(idle, full);
 		/* And the others, 16 more than may stay. */
 		for (size_t i = 16; i < PIECES; i++)
 			assert_ok(pv_free(s, &t->cells[i]));
-		less = kept_bytes(k);
+		less = keeper_bytes(k);
 		assert_in_range(less, 8 * MIB, (8 + 16 + 2) * MIB);
 		for (size_t i = 1; i < 16; i += 2)
 			assert_pieces(t, i, i + 1);
@@ -411,7 +397,7 @@ static void idle_memory_goes_by_itself(void **state)
 			fill_pieces(s, t, i, i + 1);
 		fill_pieces(s, t, 16, PIECES);
 		assert_pieces(t, 0, PIECES);
-		assert_true(kept_bytes(k) >= PIECES * MIB);
+		assert_true(keeper_bytes(k) >= PIECES * MIB);
 		if (round == 1) {
 			keeper_crash(k, &s);
 			s = store_attach(k, &o);
@@ -421,7 +407,7 @@ static void idle_memory_goes_by_itself(void **state)
 		for (size_t i = 0; i < PIECES; i++)
 			assert_ok(pv_free(s, &t->cells[i]));
 		trim(k, s);
-		assert_true(kept_bytes(k) < MIB);
+		assert_true(keeper_bytes(k) < MIB);
 	}
 	assert_ok(pv_close(s));
 }
@@ -444,16 +430,16 @@ static void short_runs_do_not_raise_the_limit(void **state)
 			  NULL));
 	for (size_t i = 0; i < RUNS; i++)
 		publish_ok(s, store_bytes_type(s, "bytes"), BYTES, &runs[i]);
-	full = kept_bytes(k);
+	full = keeper_bytes(k);
 	for (size_t i = 0; i < RUNS; i += 2)
 		assert_ok(pv_free(s, &runs[i]));
 	/* But for what was obtained ahead, behind the last one. */
-	assert_in_range(kept_bytes(k), full - MIB, full);
+	assert_in_range(keeper_bytes(k), full - MIB, full);
 	for (size_t i = 0; i < RUNS; i += 2)
 		publish_ok(s, store_bytes_type(s, "bytes"), BYTES, &runs[i]);
 	for (size_t i = 0; i < RUNS / 5 * 4; i++) /* 28 MiB, more than 16 and less than 16 + 17 */
 		assert_ok(pv_free(s, &runs[i]));
-	assert_in_range(kept_bytes(k), full / 5, full / 5 + 17 * MIB);
+	assert_in_range(keeper_bytes(k), full / 5, full / 5 + 17 * MIB);
 	assert_ok(pv_close(s));
 }
 

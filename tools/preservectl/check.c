@@ -47,19 +47,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 't':
 		c->threads = ctl_threads(state, arg);
 		return 0;
-	case ARGP_KEY_ARG:
-		if (c->name)
-			argp_error(state, "one store at a time");
-		c->name = arg;
-		return 0;
 	case ARGP_KEY_END:
-		if (!c->name)
-			argp_error(state, "which store?");
 		if (c->fast && (c->full || c->leaks))
 			argp_error(state, "--fast, or --full and --leaks");
 		return 0;
 	default:
-		return ARGP_ERR_UNKNOWN;
+		return ctl_one_store(key, arg, state, &c->name);
 	}
 }
 

@@ -26,16 +26,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 'n':
 		c->dry_run = true;
 		return 0;
-	case ARGP_KEY_ARG:
-		if (c->name)
-			argp_error(state, "one store at a time");
-		c->name = arg;
-		return 0;
-	case ARGP_KEY_NO_ARGS:
-		argp_error(state, "which store?");
-		return 0;
 	default:
-		return ARGP_ERR_UNKNOWN;
+		return ctl_one_store(key, arg, state, &c->name);
 	}
 }
 

@@ -61,6 +61,8 @@ int ctl_top(int argc, char **argv);
 
 /** Parse a command's words; --user is done when this returns. Ends the process on errors. */
 void ctl_parse(const struct argp *argp, int argc, char **argv, void *input);
+/** For parsers of commands about one store: takes its name, and asks for it; anything else is not known. */
+error_t ctl_one_store(int key, char *arg, struct argp_state *state, const char **name);
 /** The argument of --threads. */
 uint32_t ctl_threads(struct argp_state *state, const char *arg);
 /** Print "preservectl: ..." to standard error. */

@@ -39,21 +39,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case KEY_RAW:
 		d->raw = true;
 		return 0;
-	case ARGP_KEY_ARG:
-		if (d->name)
-			argp_error(state, "one store at a time");
-		d->name = arg;
-		return 0;
 	case ARGP_KEY_END:
-		if (!d->name)
-			argp_error(state, "which store?");
 		if (d->index + d->roots + d->raw > 1)
 			argp_error(state, "one of --index, --raw and --roots");
 		if (d->raw && isatty(STDOUT_FILENO))
 			argp_error(state, "--raw is no text: redirect it");
 		return 0;
 	default:
-		return ARGP_ERR_UNKNOWN;
+		return ctl_one_store(key, arg, state, &d->name);
 	}
 }
 

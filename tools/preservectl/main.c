@@ -201,6 +201,22 @@ void ctl_parse(const struct argp *argp, int argc, char **argv, void *input)
 		become(ctl.user);
 }
 
+error_t ctl_one_store(int key, char *arg, struct argp_state *state, const char **name)
+{
+	switch (key) {
+	case ARGP_KEY_ARG:
+		if (*name)
+			argp_error(state, "one store at a time");
+		*name = arg;
+		return 0;
+	case ARGP_KEY_NO_ARGS:
+		argp_error(state, "which store?");
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
 uint32_t ctl_threads(struct argp_state *state, const char *arg)
 {
 	char *end;

@@ -36,16 +36,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 't':
 		r->threads = ctl_threads(state, arg);
 		return 0;
-	case ARGP_KEY_ARG:
-		if (r->name)
-			argp_error(state, "one store at a time");
-		r->name = arg;
-		return 0;
-	case ARGP_KEY_NO_ARGS:
-		argp_error(state, "which store?");
-		return 0;
 	default:
-		return ARGP_ERR_UNKNOWN;
+		return ctl_one_store(key, arg, state, &r->name);
 	}
 }
 

@@ -258,20 +258,7 @@ static json_t *view_json(const struct view *v)
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
-	const char **name = state->input;
-
-	switch (key) {
-	case ARGP_KEY_ARG:
-		if (*name)
-			argp_error(state, "one store at a time");
-		*name = arg;
-		return 0;
-	case ARGP_KEY_NO_ARGS:
-		argp_error(state, "which store?");
-		return 0;
-	default:
-		return ARGP_ERR_UNKNOWN;
-	}
+	return ctl_one_store(key, arg, state, state->input);
 }
 
 int ctl_show(int argc, char **argv)
