@@ -137,7 +137,7 @@ static int recover(struct pv_store *s)
 	return s->index.nmoving ? pvi_relocate_run(s) : 0;
 }
 
-/* Every descriptor is attached: the session that they came from is not needed any more. */
+/* Every descriptor is attached: the session or the copies that came with them are not needed any more. */
 static int finish(struct pv_store *s)
 {
 	uint64_t start = pvi_attach_now_ns();
@@ -194,6 +194,6 @@ int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigne
 		if (fds[i].fd >= 0)
 			s->handover->ops->drop(s->handover, fds[i].token);
 	s->origin = s->relocated_from ? PV_ORIGIN_RELOCATED : PV_ORIGIN_REATTACHED;
-	return s->from_kexec ? finish(s) : 0;
+	return finish(s);
 }
 

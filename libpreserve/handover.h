@@ -43,7 +43,8 @@ struct pvi_handover_ops {
 	int (*keep)(struct pvi_handover *h, uint64_t token, int fd);
 	/** Forget the descriptor of this token; -ENOENT is not an error. */
 	int (*drop)(struct pvi_handover *h, uint64_t token);
-	/** Every descriptor is attached: let the kernel forget the session they came from. */
+	/** A writer has attached every descriptor: let the kernel forget the session they came from, let
+	 *  go of copies and leftovers. Nothing to do: 0. */
 	int (*finish)(struct pvi_handover *h);
 	/** See pv_handover_prepare(), pv_handover_cancel(). NULL: not supported. `fds` are all
 	 *  descriptors of the store in ascending order of tokens. */
@@ -65,6 +66,7 @@ struct pvi_handover_ops {
 struct pvi_handover {
 	const struct pvi_handover_ops *ops;
 	enum pv_handover_state state; /* stored atomically: pv_info_get() reads it without the lock */
+	uint32_t warnings;	      /* pv_info.warnings */
 };
 
 /**
@@ -79,6 +81,11 @@ int pvi_caller_open(const struct pv_options *opts, struct pvi_handover **out);
 int pvi_holder_open(const char *store_name, const struct pv_options *opts,
 		    struct pvi_handover **out);
 int pvi_luo_open(const char *store_name, const struct pv_options *opts, struct pvi_handover **out);
+int pvi_systemd_open(const char *store_name, const struct pv_options *opts, struct pvi_handover **out);
+/** Has the service manager passed this store in, or would it keep it? */
+bool pvi_systemd_usable(const char *store_name);
+/** Does this process, with all that it starts, end with a service of systemd's? */
+bool pvi_systemd_in_service(void);
 /** 0 if this process may use the Live Update Orchestrator, else why not (-ENODEV, -EACCES). */
 int pvi_luo_available(void);
 

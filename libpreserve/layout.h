@@ -23,6 +23,8 @@
 
 #define PV_INDEX_MAGIC	 0x5845444e4956504cull /* "LPVINDEX" */
 #define PV_SEGMENT_MAGIC 0x544d47455356504cull /* "LPVSEGMT" */
+/* Instead of the first one, in an index whose store is being destroyed by systemd.c: there is no store. */
+#define PV_INDEX_GONE_MAGIC 0x454e4f474e56504cull /* "LPVNGONE" */
 #define PV_SLAB_MAGIC	 0x42414c53u	       /* "SLAB" */
 
 #define PV_TYPES_MAX 4095u

@@ -452,6 +452,7 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 		.attach_ns = s->attach_ns,
 		.fetch_ns = s->fetch_ns,
 		.recovered = s->recovered,
+		.warnings = s->handover->warnings,
 	};
 	pthread_mutex_lock(&s->heap_lock);
 	out->segments = s->nsegments;

@@ -47,7 +47,8 @@
  *    -EINVAL         an argument is wrong: null, foreign, freed or never reserved pointer, size 0
  *    -EUSERS         all lanes are in use (pv_options.lanes threads use the store already)
  *    -EPERM          the store was opened with PV_RDONLY; or the object is sealed (preserve/seal.h)
- *    -ENODEV         no /dev/liveupdate: this kernel has no Live Update Orchestrator, or it is off
+ *    -ENODEV         no /dev/liveupdate: this kernel has no Live Update Orchestrator, or it is off; or
+ *                    no service manager ($NOTIFY_SOCKET)
  *    -EACCES         permission is missing; the message names what was refused
  *
  *  Pointers to the wrong thing (freed, freed twice, reserved instead of live, inside of an object, of
@@ -80,7 +81,9 @@ struct pv_store;
 
 /** Who keeps the descriptors while no process has the store open. */
 enum pv_handover {
-	/** `luo` if this process may use /dev/liveupdate, otherwise `holder`. */
+	/** `systemd` if the service manager has passed this store in or would keep it ($NOTIFY_SOCKET
+	 *  and $FDSTORE are set, for this process), else `luo` if this process may use
+	 *  /dev/liveupdate, otherwise `holder`. */
 	PV_HANDOVER_AUTO = 0,
 	/** A small process forked on first use, one per store; survives kill -9 and upgrades of the
 	 *  application. Needs no privilege and nothing installed. */
@@ -91,6 +94,12 @@ enum pv_handover {
 	/** Nobody: the store dies with the process, unless the caller keeps the descriptors itself
 	 *  (pv_options.fds and pv_options.keep). */
 	PV_HANDOVER_NONE = 3,
+	/** The service manager, in the file descriptor store of the unit that this process runs in
+	 *  (systemd: FileDescriptorStoreMax=, one for the index and one for each segment). With
+	 *  FileDescriptorStorePreserve=yes it carries the store through a kexec (systemd 261). What it
+	 *  passes in by $LISTEN_FDS is told by its contents; memfds of libpreserve's are the
+	 *  library's, everything else there is left alone, and so is the environment. */
+	PV_HANDOVER_SYSTEMD = 4,
 };
 
 /** pv_options.flags */
@@ -233,7 +242,8 @@ struct pv_info {
 	enum pv_origin origin;
 	enum pv_handover handover; /* the backend in use, never AUTO */
 	enum pv_handover_state state;
-	bool from_kexec;          /* the descriptors were retrieved from a LUO session */
+	bool from_kexec;          /* the descriptors were retrieved from a LUO session; `systemd`: in
+				     the life of this kernel, by the service manager */
 	uint32_t segments;
 	uint32_t lanes;
 	uint64_t base;            /* address of the window */
@@ -255,7 +265,13 @@ struct pv_info {
 	uint64_t dangling;        /* pointers that were made null (PV_DANGLING_NULL) */
 	uint8_t uuid[16];
 	uint32_t mended;	  /* PV_MENDED_*: what pv_open() found damaged of the index */
+	uint32_t warnings;	  /* PV_WARN_* */
 };
+
+/** pv_info.warnings: what the operator should know, although everything works. */
+#define PV_WARN_HOLDER_IN_SERVICE 1u /* the holder ends with the systemd service that started it, and the
+					data with both, unless the unit has KillMode=process; see
+					PV_HANDOVER_SYSTEMD */
 
 /** pv_info.mended. With PV_RDONLY it is damaged still. */
 #define PV_MENDED_SLOT	 1u /* the slot in force; its mirror was used */
@@ -410,13 +426,17 @@ void pv_prefetch(const struct pv_store *store, const void *object);
  * Make the store survive a kexec from now on: a LUO session is created and every memfd preserved
  * into it. The application goes on meanwhile and afterwards; segments that are added join at birth.
  * All memory of the segments is committed. Prepared already: returns 0.
+ * `systemd`: sees to it that the service manager has every memfd, and changes nothing else: it is the
+ * manager that carries them over, if the unit has FileDescriptorStorePreserve=yes, which cannot be seen
+ * from here. -ENODEV: no $NOTIFY_SOCKET; -ENOSPC: FileDescriptorStoreMax= is too small; -ETIMEDOUT.
  * Errors: -EOPNOTSUPP the backend has no LUO; -EBUSY device in use or a descriptor preserved
  * elsewhere; -EEXIST the session's name is taken; -ENOMEM, -ENOSPC. On failure nothing is preserved.
  * Crash: the holder keeps the session, the store stays prepared. Any thread, one at a time.
  */
 int pv_handover_prepare(struct pv_store *store);
 
-/** Undo pv_handover_prepare(): a kexec would lose the store again. Not prepared: returns 0. */
+/** Undo pv_handover_prepare(): a kexec would lose the store again (`systemd`: what its unit says goes on
+ *  to hold). Not prepared: returns 0. */
 int pv_handover_cancel(struct pv_store *store);
 
 /**
@@ -429,6 +449,8 @@ int pv_handover_cancel(struct pv_store *store);
  * Returns 0: all is kept, nothing had happened. 1: it is kept now, but the holder had died, or was
  * not up to date, at some time since the last call. Negative: nobody keeps the store now, or it
  * cannot be told; the store goes on working, and the next call tries again.
+ * `systemd`: asks nobody, but sees whether the manager still has every memfd, and hands over what it has
+ * not. -ENODEV, -ENOSPC, -ETIMEDOUT as above.
  * Errors: -EACCES, -ENOENT the holder cannot be started, or its directory is not usable; -EBUSY
  * another process has made a new store of this name meanwhile; -ETIMEDOUT the holder hangs;
  * -EMFILE, -EPERM (PV_RDONLY), and what system calls say.
