@@ -292,7 +292,8 @@ static int open_again(int fd)
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	again = open(path, O_RDWR | O_CLOEXEC);
-	return again >= 0 ? again : pvi_fail(-errno, "cannot open %s again: %s", path, strerror(errno));
+	return again >= 0 ? again : pvi_fail(-errno, "cannot open %s again: %s%s", path, strerror(errno),
+					    errno == EACCES ? " (is it another user's?)" : "");
 }
 
 /* Nobody asks for an exclusive one for longer than the test takes, and all are under our lock. */

@@ -255,12 +255,14 @@ static int create(struct pv_store *s, const char *name, const struct pv_options 
 /* ---- open ---- */
 
 /* Is this the leftover of a creation or a restore that a crash interrupted? The index is handed over last,
- * and a holder keeps all or nothing. A caller who keeps descriptors himself may have lost one: to him it is
- * said, unless it is segment 0 and nothing else. */
+ * and a holder keeps all or nothing. A caller who keeps descriptors himself may have lost one, and so may a
+ * service manager through a kexec: then it is said, unless it is segment 0 and nothing else. */
 static bool unborn(const struct pv_store *s, struct pvi_fd *fds, unsigned int n)
 {
-	return !pvi_attach_fd(fds, n, 0) &&
-	       (s->handover->ops->kind != PV_HANDOVER_NONE || (n == 1 && fds[0].token == 1));
+	enum pv_handover kind = s->handover->ops->kind;
+	bool all_or_nothing = kind != PV_HANDOVER_NONE && kind != PV_HANDOVER_SYSTEMD;
+
+	return !pvi_attach_fd(fds, n, 0) && (all_or_nothing || (n == 1 && fds[0].token == 1));
 }
 
 /* Why nothing was found is worth knowing: the backend has just said it. */

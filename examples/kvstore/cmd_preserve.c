@@ -39,10 +39,16 @@ void preserve_tell(void)
 		 i.segments, (unsigned long long)i.bytes, (double)i.attach_ns / 1000);
 	if (i.handover == PV_HANDOVER_NONE)
 		log_info("handover none: the data end with this process");
+	else if (i.handover == PV_HANDOVER_SYSTEMD)
+		log_info("handover systemd: a kexec keeps the data if the unit has "
+			 "FileDescriptorStorePreserve=yes, and systemd is 261 or later");
 	else if (i.handover == PV_HANDOVER_HOLDER && server.opt.handover == PV_HANDOVER_AUTO)
 		log_info("handover holder, for this process may not use /dev/liveupdate: a kexec "
 			 "would "
 			 "lose the data");
+	if (i.warnings & PV_WARN_HOLDER_IN_SERVICE)
+		log_error("the holder ends with this service, and the data with it: give the unit "
+			  "FileDescriptorStoreMax= (or KillMode=process)");
 }
 
 static void run(uv_work_t *uv)

@@ -259,6 +259,11 @@ void cron_tidy_soon(void);
 bool cron_keeper_lost(void);
 void cron_stop(void);
 
+/* ---- service.c ---- */
+
+/** Tell the service manager, if there is one. */
+void service_tell(const char *what);
+
 /* ---- main.c ---- */
 
 /** End the program after the current round of the loop. */

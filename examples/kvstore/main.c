@@ -130,6 +130,7 @@ void server_stop(int exit_status)
 		return;
 	server.stopping = true;
 	server.exit_status = exit_status;
+	service_tell("STOPPING=1");
 	net_close();
 	cron_stop();
 	uv_close((uv_handle_t *)&on_term, NULL);
@@ -189,6 +190,7 @@ static int serve(void)
 		return 1;
 	preserve_tell();
 	tell_ready();
+	service_tell("READY=1");
 	uv_run(&server.loop, UV_RUN_DEFAULT);
 	client_close_all();
 	/* What is closed, and a PRESERVE command that another thread is busy with, comes to its

@@ -18,9 +18,8 @@ static const char help[] =
 	"  -b, --bind ADDRESS       address to bind to (default 127.0.0.1)\n"
 	"  -u, --unixsocket PATH    listen on a unix socket as well\n"
 	"  -s, --store NAME         name of the store (default kvstore)\n"
-	"  -H, --handover KIND      who keeps the data while the server is down: auto, holder, "
-	"luo\n"
-	"                           or none (default auto)\n"
+	"  -H, --handover KIND      who keeps the data while the server is down: auto, systemd,\n"
+	"                           holder, luo or none (default auto)\n"
 	"  -m, --max-memory SIZE    limit of the store, as 512mb or 4gb (default: none)\n"
 	"  -c, --client-memory SIZE limit of all clients' buffers (default: a quarter of the "
 	"memory)\n"
@@ -39,6 +38,7 @@ static const char *const handovers[] = {
 	[PV_HANDOVER_HOLDER] = "holder",
 	[PV_HANDOVER_LUO] = "luo",
 	[PV_HANDOVER_NONE] = "none",
+	[PV_HANDOVER_SYSTEMD] = "systemd",
 };
 
 #define NHANDOVERS (sizeof(handovers) / sizeof(handovers[0]))
@@ -114,7 +114,7 @@ static int parse_handover(const char *value, struct options *opt)
 			return -1;
 		}
 	}
-	return bad("handover", value, "one of auto, holder, luo, none is wanted");
+	return bad("handover", value, "one of auto, systemd, holder, luo, none is wanted");
 }
 
 enum { OPT_DESTROY = 256 };
