@@ -6,7 +6,9 @@
  * found out. A descriptor that is handed over has an open file description of its own, with a shared
  * flock(2) on it, and is closed here at once. Then the manager's copy is the only one left, and as
  * long as it is there, nobody gets an exclusive flock. (The writer's lock is one of fcntl(2), which is
- * another thing.) For the same reason what was passed in is opened anew and put in its own place: the
+ * another thing.) What it does not want the manager closes in a process of its own, some 100 us later: so
+ * it is looked again for some milliseconds, and a store that is full as far as can be counted is not
+ * tried. pv_handover_check() sees what takes longer. For the same reason what was passed in is opened anew and put in its own place: the
  * description that came is the manager's, and must not be held open by us.
  *
  * Nothing else that was passed in is touched: sockets and memfds of the application stay as they are.
@@ -19,6 +21,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
@@ -29,6 +32,9 @@
 #define FIRST_FD   3
 #define PASSED_MAX (1u << 20)
 #define PREFIX	   "pv/"
+/* Looks for a descriptor that is on its way out: 8 ms in all. */
+#define PAUSE_NS     250000l
+#define PAUSE_MAX_NS 4000000l
 
 static struct {
 	pthread_mutex_t lock;
@@ -346,10 +352,35 @@ static int not_taken(const struct pvi_fdstore_item *item)
 			item->name, limit ? limit : "0 or too small", (int) getpid());
 }
 
+/* The descriptors that the manager is known to have for us, and may have: $FDSTORE, since systemd 254.
+ * Those of the application come on top; they are not known. */
+static bool full(const struct pvi_fdstore_item *but)
+{
+	unsigned long limit, n = 0;
+
+	for (const struct pvi_fdstore_item *i = pool.items; i; i = i->next)
+		n += i != but;
+	return env_number("FDSTORE", &limit) && n >= limit;
+}
+
+static bool still_kept(const struct pvi_fdstore_item *item)
+{
+	bool kept = pvi_fdstore_kept(item);
+
+	for (long pause_ns = PAUSE_NS; kept && pause_ns <= PAUSE_MAX_NS; pause_ns *= 2) {
+		nanosleep(&(struct timespec){0, pause_ns}, NULL);
+		kept = pvi_fdstore_kept(item);
+	}
+	return kept;
+}
+
 int pvi_fdstore_push(const struct pvi_notify *n, struct pvi_fdstore_item *item)
 {
-	int copy = open_again(item->fd), err;
+	int copy, err;
 
+	if (full(item))
+		return not_taken(item);
+	copy = open_again(item->fd);
 	if (copy < 0)
 		return copy;
 	err = mark(copy);
@@ -358,7 +389,7 @@ int pvi_fdstore_push(const struct pvi_notify *n, struct pvi_fdstore_item *item)
 	close(copy);
 	if (!err)
 		err = pvi_notify_barrier(n);
-	return err || pvi_fdstore_kept(item) ? err : not_taken(item);
+	return err || still_kept(item) ? err : not_taken(item);
 }
 
 void pvi_fdstore_remove(const struct pvi_notify *n, struct pvi_fdstore_item *item, bool *sent)

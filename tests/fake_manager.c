@@ -20,6 +20,7 @@
 
 #define FIRST_FD 3
 #define HIGH_FD	 500
+#define CLOSING_MS 1
 
 void manager_start(struct manager *m, unsigned int limit)
 {
@@ -122,6 +123,20 @@ static const char *value(const char *text, const char *name, char out[256])
 	return out;
 }
 
+/* What is to be closed at once, or -1. */
+static int store(struct manager *m, const char *name, int fd)
+{
+	if (m->n >= m->limit) {
+		m->refused++;
+		assert_true(m->nclosing < MANAGER_KEPT_MAX);
+		m->closing[m->nclosing++] = fd;
+		return -1;
+	}
+	if (!strpbrk(name, ":") && !has(m, fd))
+		manager_put(m, name, fd);
+	return fd;
+}
+
 static void deal_with(struct manager *m, const char *text, int fd)
 {
 	char name[256], word[256];
@@ -135,10 +150,8 @@ static void deal_with(struct manager *m, const char *text, int fd)
 	else if (value(text, "X_LOSE=", word)) /* as `systemctl clean --what=fdstore` does */
 		for (; m->n; m->lost++)
 			manager_lose(m, m->kept);
-	else if (value(text, "FDSTORE=", word) && m->n >= m->limit)
-		m->refused++;
-	else if (value(text, "FDSTORE=", word) && fd >= 0 && !strpbrk(name, ":") && !has(m, fd))
-		manager_put(m, name, fd);
+	else if (value(text, "FDSTORE=", word) && fd >= 0)
+		fd = store(m, name, fd);
 	if (fd >= 0)
 		close(fd);
 }
@@ -226,7 +239,7 @@ static _Noreturn void become_service(const struct manager *m, const char *script
 int manager_run(struct manager *m, const char *script)
 {
 	struct pollfd p[2] = {{.fd = m->deaf ? -1 : m->sock, .events = POLLIN}, {.events = POLLIN}};
-	int status;
+	int status, got;
 	pid_t pid;
 
 	shuffle(m);
@@ -237,11 +250,18 @@ int manager_run(struct manager *m, const char *script)
 		become_service(m, script);
 	p[1].fd = (int) syscall(SYS_pidfd_open, pid, 0);
 	assert_true(p[1].fd >= 0);
-	while (poll(p, 2, -1) > 0 && !p[1].revents)
-		receive(m, true);
+	while ((got = poll(p, 2, m->nclosing ? CLOSING_MS : -1)) >= 0 && !p[1].revents) {
+		if (got)
+			receive(m, true);
+		else
+			while (m->nclosing)
+				close(m->closing[--m->nclosing]);
+	}
 	close(p[1].fd);
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	while (receive(m, false))
 		;
+	while (m->nclosing)
+		close(m->closing[--m->nclosing]);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
 }

@@ -4,8 +4,8 @@
  * store has, in another order each time, as $LISTEN_FDS.
  *
  * Where the real one may do this or that it does what is worse for the service: it suppresses a
- * descriptor that it has already; it says nothing when its store is full; and it throws away what it
- * has not read when the service ends.
+ * descriptor that it has already; it says nothing when its store is full, and closes what it refuses
+ * later; and it throws away what it has not read when the service ends.
  */
 #ifndef TESTS_FAKE_MANAGER_H
 #define TESTS_FAKE_MANAGER_H
@@ -27,6 +27,8 @@ struct manager {
 	unsigned int n;
 	unsigned int limit; /* FileDescriptorStoreMax= */
 	unsigned int seed;  /* of the order */
+	int closing[MANAGER_KEPT_MAX]; /* refused, and closed a little later */
+	unsigned int nclosing;
 	/* How it behaves. */
 	bool no_names;	     /* no $LISTEN_FDNAMES */
 	bool no_fdstore;     /* no $FDSTORE, as before systemd 254 */

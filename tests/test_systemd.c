@@ -167,12 +167,28 @@ static void limit_is_reached(void **state)
 	struct manager *m = manager_new(state, 3);
 
 	run_killed(m, "create kv; full kv; segments kv 2; check kv 0; prepare kv 0");
-	assert_true(m->refused > 0);
 	assert_int_equal(m->n, 3);
 	m->limit = 4;
 	run_killed(m, "open kv; add kv 5; segments kv 3; empty kv; add kv 1; trim kv; check kv 0");
 	m->limit = 1; /* what it has it keeps */
 	run(m, "open kv; check kv 0; full kv");
+}
+
+/* It has descriptors of the application's, too, or does not say how many it takes. */
+static void limit_is_found_out(void **state)
+{
+	struct manager *m = manager_new(state, 3);
+	int plain = memfd_create("of the application", MFD_CLOEXEC);
+
+	m->no_fdstore = true;
+	run_killed(m, "create kv; full kv; segments kv 2; check kv 0");
+	run_killed(m, "open kv; full kv; segments kv 2; prepare kv 0");
+	m->no_fdstore = false;
+	m->limit = 4;
+	manager_put(m, "memory", plain);
+	close(plain);
+	run_killed(m, "open kv; full kv; segments kv 2; check kv 0");
+	run(m, "open kv; segments kv 2; foreign 1");
 }
 
 static void manager_loses_everything(void **state)
@@ -433,6 +449,7 @@ int main(int argc, char **argv)
 		CASE(two_stores),
 		CASE(socket_without_a_file),
 		CASE(limit_is_reached),
+		CASE(limit_is_found_out),
 		CASE(manager_loses_everything),
 		CASE(nobody_there),
 		CASE(names_are_lost),
