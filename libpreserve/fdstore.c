@@ -341,17 +341,6 @@ bool pvi_fdstore_kept(const struct pvi_fdstore_item *item)
 	return false;
 }
 
-static int not_taken(const struct pvi_fdstore_item *item)
-{
-	const char *limit = secure_getenv("FDSTORE");
-
-	return pvi_fail(-ENOSPC,
-			"the service manager did not take %s: the unit's FileDescriptorStoreMax= is %s, "
-			"and each segment of a store needs one, its index one more (or NotifyAccess= does "
-			"not allow process %d to send)",
-			item->name, limit ? limit : "0 or too small", (int) getpid());
-}
-
 /* The descriptors that the manager is known to have for us, and may have: $FDSTORE, since systemd 254.
  * Those of the application come on top; they are not known. */
 static bool full(const struct pvi_fdstore_item *but)
@@ -361,6 +350,19 @@ static bool full(const struct pvi_fdstore_item *but)
 	for (const struct pvi_fdstore_item *i = pool.items; i; i = i->next)
 		n += i != but;
 	return env_number("FDSTORE", &limit) && n >= limit;
+}
+
+static int not_taken(const struct pvi_fdstore_item *item)
+{
+	const char *limit = secure_getenv("FDSTORE");
+
+	return pvi_fail(-ENOSPC,
+			"the service manager did not take %s: the unit's FileDescriptorStoreMax= is %s%s, "
+			"and each segment of a store needs one, its index one more (or NotifyAccess= does "
+			"not allow process %d to send)",
+			item->name, limit ? limit : "0 or too small",
+			limit && !full(item) ? " and used up by others, or less by now" : "",
+			(int) getpid());
 }
 
 static bool still_kept(const struct pvi_fdstore_item *item)

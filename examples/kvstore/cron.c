@@ -48,7 +48,7 @@ static void keeper_checked(uv_work_t *uv, int status)
 			  keeper.message);
 	else if (keeper.rc > 0)
 		log_info(
-			"the store's holder had died or lacked something; it has everything again");
+			"whoever keeps the store had died or lacked something; it has everything again");
 	else if (keeper.rc == 0 && keeper.known < 0)
 		log_info("the store is kept again");
 	keeper.known = keeper.rc;
