@@ -8,8 +8,9 @@
  * long as it is there, nobody gets an exclusive flock. (The writer's lock is one of fcntl(2), which is
  * another thing.) What it does not want the manager closes in a process of its own, some 100 us later: so
  * it is looked again for some milliseconds, and a store that is full as far as can be counted is not
- * tried. pv_handover_check() sees what takes longer. For the same reason what was passed in is opened anew and put in its own place: the
- * description that came is the manager's, and must not be held open by us.
+ * tried. pv_handover_check() sees what takes longer. For the same reason what was passed in is opened
+ * anew and put in its own place: the description that came is the manager's, and must not be held open
+ * by us.
  *
  * Nothing else that was passed in is touched: sockets and memfds of the application stay as they are.
  */
