@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Choice of the handover backend. AUTO takes what can do most: a service manager with a descriptor
- * store outlives everything, and a holder in its service does not; LUO carries a store across a kexec,
+ * store outlives everything, and a holder in its service does not; an agent is there where an
+ * administrator has set one up (agent.c says when exactly); LUO carries a store across a kexec,
  * but its device is for root only and missing in most kernels; the holder needs nothing. LUO and holder
  * keep the descriptors in the same process, so a store made with one is found with the other.
  */
@@ -14,6 +15,8 @@ static int open_auto(const char *store_name, const struct pv_options *opts, stru
 {
 	if (pvi_systemd_usable(store_name))
 		return pvi_systemd_open(store_name, opts, out);
+	if (pvi_agent_preferred(store_name, opts))
+		return pvi_agent_open(store_name, opts, out);
 	if (pvi_luo_available() == 0)
 		return pvi_luo_open(store_name, opts, out);
 	return pvi_holder_open(store_name, opts, out);
@@ -46,6 +49,8 @@ int pvi_handover_open(const char *store_name, const struct pv_options *opts,
 		return warn(pvi_luo_open(store_name, opts, out), out);
 	case PV_HANDOVER_SYSTEMD:
 		return pvi_systemd_open(store_name, opts, out);
+	case PV_HANDOVER_AGENT:
+		return pvi_agent_open(store_name, opts, out);
 	case PV_HANDOVER_NONE:
 		return pvi_caller_open(opts, out);
 	default:

@@ -80,6 +80,10 @@ int pvi_handover_open(const char *store_name, const struct pv_options *opts,
 int pvi_caller_open(const struct pv_options *opts, struct pvi_handover **out);
 int pvi_holder_open(const char *store_name, const struct pv_options *opts,
 		    struct pvi_handover **out);
+int pvi_agent_open(const char *store_name, const struct pv_options *opts,
+		   struct pvi_handover **out);
+/** Is the agent what PV_HANDOVER_AUTO means for this store? */
+bool pvi_agent_preferred(const char *store_name, const struct pv_options *opts);
 int pvi_luo_open(const char *store_name, const struct pv_options *opts, struct pvi_handover **out);
 int pvi_systemd_open(const char *store_name, const struct pv_options *opts, struct pvi_handover **out);
 /** Has the service manager passed this store in, or would it keep it? */

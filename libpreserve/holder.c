@@ -61,8 +61,8 @@ static int collect(struct pvi_keeper *k)
 	return rc;
 }
 
-static int holder_fetch(struct pvi_handover *h, struct pvi_fd **fds, unsigned int *n,
-			bool *from_kexec)
+int pvi_holder_fetch(struct pvi_handover *h, struct pvi_fd **fds, unsigned int *n,
+		     bool *from_kexec)
 {
 	struct pvi_keeper *k = pvi_keeper_of(h);
 	unsigned int attempts = 0;
@@ -84,12 +84,12 @@ static int holder_fetch(struct pvi_handover *h, struct pvi_fd **fds, unsigned in
 	return rc;
 }
 
-static int holder_changed(struct pvi_handover *h)
+int pvi_holder_changed(struct pvi_handover *h)
 {
 	return pvi_keeper_changed(pvi_keeper_of(h));
 }
 
-static int holder_keep(struct pvi_handover *h, uint64_t token, int fd)
+int pvi_holder_keep(struct pvi_handover *h, uint64_t token, int fd)
 {
 	struct pvi_keeper *k = pvi_keeper_of(h);
 	int rc;
@@ -105,7 +105,7 @@ static int holder_keep(struct pvi_handover *h, uint64_t token, int fd)
 	return rc;
 }
 
-static int holder_drop(struct pvi_handover *h, uint64_t token)
+int pvi_holder_drop(struct pvi_handover *h, uint64_t token)
 {
 	struct pvi_keeper *k = pvi_keeper_of(h);
 	int rc = 0;
@@ -115,7 +115,7 @@ static int holder_drop(struct pvi_handover *h, uint64_t token)
 	return rc ? rc : pvi_keeper_drop(k, token);
 }
 
-static int holder_finish(struct pvi_handover *h)
+int pvi_holder_finish(struct pvi_handover *h)
 {
 	return pvi_session_finish(pvi_keeper_of(h));
 }
@@ -135,7 +135,7 @@ static int holder_check(struct pvi_handover *h)
 	return pvi_keeper_check(pvi_keeper_of(h));
 }
 
-static int holder_forget(struct pvi_handover *h)
+int pvi_holder_forget(struct pvi_handover *h)
 {
 	struct pvi_keeper *k = pvi_keeper_of(h);
 	int rc = pvi_keeper_forget(k);
@@ -144,7 +144,7 @@ static int holder_forget(struct pvi_handover *h)
 	return rc || !is_luo(k) ? rc : pvi_session_discard(k);
 }
 
-static void holder_close(struct pvi_handover *h)
+void pvi_holder_close(struct pvi_handover *h)
 {
 	pvi_keeper_close(pvi_keeper_of(h));
 }
@@ -152,30 +152,30 @@ static void holder_close(struct pvi_handover *h)
 static const struct pvi_handover_ops holder_ops = {
 	.name = "holder",
 	.kind = PV_HANDOVER_HOLDER,
-	.fetch = holder_fetch,
-	.changed = holder_changed,
-	.keep = holder_keep,
-	.drop = holder_drop,
-	.finish = holder_finish,
+	.fetch = pvi_holder_fetch,
+	.changed = pvi_holder_changed,
+	.keep = pvi_holder_keep,
+	.drop = pvi_holder_drop,
+	.finish = pvi_holder_finish,
 	.cancel = holder_cancel,
 	.check = holder_check,
-	.forget = holder_forget,
-	.close = holder_close,
+	.forget = pvi_holder_forget,
+	.close = pvi_holder_close,
 };
 
 static const struct pvi_handover_ops luo_ops = {
 	.name = "luo",
 	.kind = PV_HANDOVER_LUO,
-	.fetch = holder_fetch,
-	.changed = holder_changed,
-	.keep = holder_keep,
-	.drop = holder_drop,
-	.finish = holder_finish,
+	.fetch = pvi_holder_fetch,
+	.changed = pvi_holder_changed,
+	.keep = pvi_holder_keep,
+	.drop = pvi_holder_drop,
+	.finish = pvi_holder_finish,
 	.prepare = holder_prepare,
 	.cancel = holder_cancel,
 	.check = holder_check,
-	.forget = holder_forget,
-	.close = holder_close,
+	.forget = pvi_holder_forget,
+	.close = pvi_holder_close,
 };
 
 int pvi_holder_open(const char *store_name, const struct pv_options *opts,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The keeper: a store's handle on its holder process, which both backends that use one (`holder`
- * and `luo`) embed. It knows all that the holder should have, as duplicates of its own, and so can
+ * The keeper: a store's handle on its holder process, or on the agent in its place, which the backends
+ * that use one (`holder`, `luo`, `agent`) embed. It knows all that the holder should have, as duplicates of its own, and so can
  * hand everything to a new holder when the old one has died.
  *
  * Descriptors are in one table, by token: those of the store, and above HOLDER_TOKEN_RESERVED those
@@ -65,5 +65,15 @@ int pvi_keeper_check(struct pvi_keeper *k);
 /** Let the holder drop everything and end. */
 int pvi_keeper_forget(struct pvi_keeper *k);
 void pvi_keeper_close(struct pvi_keeper *k);
+
+/* holder.c: operations of pvi_handover_ops that are the same for every backend with a keeper. */
+int pvi_holder_fetch(struct pvi_handover *h, struct pvi_fd **fds, unsigned int *n,
+		     bool *from_kexec);
+int pvi_holder_changed(struct pvi_handover *h);
+int pvi_holder_keep(struct pvi_handover *h, uint64_t token, int fd);
+int pvi_holder_drop(struct pvi_handover *h, uint64_t token);
+int pvi_holder_finish(struct pvi_handover *h);
+int pvi_holder_forget(struct pvi_handover *h);
+void pvi_holder_close(struct pvi_handover *h);
 
 #endif

@@ -28,8 +28,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "agent.h"
 #include "error.h"
-#include "holder_client.h"
 
 static int64_t now_ms(void)
 {
@@ -64,6 +64,7 @@ int pvi_holder_place_init(struct pvi_holder_place *place, const char *store_name
 	unsigned int uid = geteuid();
 	int rc;
 
+	*place = (struct pvi_holder_place){.uid = uid};
 	rc = snprintf(place->name, sizeof(place->name), "%s", store_name);
 	if (rc >= (int)sizeof(place->name))
 		return pvi_fail(-EINVAL, "store name %s is too long", store_name);
@@ -96,7 +97,8 @@ int pvi_holder_place_init(struct pvi_holder_place *place, const char *store_name
 void pvi_holder_place_free(struct pvi_holder_place *place)
 {
 	free(place->dir);
-	place->dir = NULL;
+	free(place->agent);
+	place->dir = place->agent = NULL;
 }
 
 /** Not one of the three that programs expect to be something else. Takes fd over. */
@@ -301,6 +303,8 @@ int pvi_holder_dial(const struct pvi_holder_place *place, bool start, int *sock,
 	int dir, rc;
 
 	*started = false;
+	if (place->agent)
+		return pvi_agent_dial(place, sock);
 	dir = dir_open(place, start);
 	if (dir == -ENOENT && !start)
 		return pvi_fail(-ENOENT, "no holder keeps store %s: there is no directory %s",

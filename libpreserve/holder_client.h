@@ -16,10 +16,13 @@
 /** For how long a holder, or the start of one by somebody else, is waited for. */
 #define PVI_HOLDER_WAIT_MS 5000
 
-/** Where the holder of a store listens: DIR/NAME.sock. */
+/** Where the holder of a store listens: DIR/NAME.sock; or the socket of the agent that keeps it. */
 struct pvi_holder_place {
 	char *dir;
+	char *agent;		    /* path of its socket; NULL: a holder */
 	char name[HOLDER_NAME_MAX]; /* of the store */
+	uint32_t uid;		    /* whose store it is */
+	bool internal;		    /* the agent itself asks (AGENT_INTERNAL) */
 };
 
 /** Choose the directory: opts->runtime_dir or the default. Touches nothing. */

@@ -28,6 +28,7 @@
 #define HOLDER_FDS_MAX	4096u /* memfds of one store, and what stands beside them */
 #define HOLDER_BURST	32u   /* descriptors that one FETCH brings at most */
 #define HOLDER_NAME_MAX 64u
+#define HOLDER_SIZE_UNIT 4096u
 
 /**
  * Tokens that are not those of a store (0 is the index, n + 1 is segment n): what belongs to a LUO
@@ -43,9 +44,11 @@ enum holder_op {
 	HOLDER_STATUS = 1,
 	/**
 	 * Keep the attached descriptor under the token, in place of one that is there. Memfds must
-	 * carry the seals SHRINK and GROW, the two session tokens take LUO sessions. Errors:
-	 * -EMFILE, -EPERM (not sealed), -EMEDIUMTYPE (not a memfd or session where one is due),
-	 * -ENOSPC.
+	 * carry the seals SHRINK and GROW, the two session tokens take LUO sessions. `more` is the
+	 * memfd's size in units of HOLDER_SIZE_UNIT, 0: not said; a holder does not look at it.
+	 * Errors: -EMFILE, -EPERM (not sealed), -EMEDIUMTYPE (not a memfd or session where one is
+	 * due), -ENOSPC, -EINVAL (the token); from the agent also -EMSGSIZE (another size than was
+	 * said) and -EDQUOT.
 	 */
 	HOLDER_KEEP = 2,
 	/** Close the descriptor of this token; not there: fine. */

@@ -25,6 +25,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "agent.h"
 #include "error.h"
 #include "holder.h"
 
@@ -190,7 +191,7 @@ int pvi_keeper_load(struct pvi_keeper *k)
 	} while (rc == -ECONNRESET && --attempts);
 	if (rc)
 		table_clear(k);
-	if (rc == -ECONNREFUSED)
+	if (rc == -ECONNREFUSED && !k->place.agent)
 		rc = -ENOENT;
 	state_update(k);
 	if (rc == 0 && k->n == 0)
@@ -248,10 +249,24 @@ static int compare(struct pvi_keeper *k, const struct pvi_keeper *theirs)
 			k->place.name);
 }
 
+/** Of a memfd that is to be kept: its size, as HOLDER_KEEP says it. */
+static uint32_t announced(int fd)
+{
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size % HOLDER_SIZE_UNIT ||
+	    st.st_size / HOLDER_SIZE_UNIT > UINT32_MAX)
+		return 0;
+	return (uint32_t)(st.st_size / HOLDER_SIZE_UNIT);
+}
+
 static int ask_checked(struct pvi_keeper *k, int sock, uint16_t op, uint64_t token, int fd)
 {
-	struct holder_msg m = {
-		.op = op, .token = token, .holder = k->holder, .changes = k->changes};
+	struct holder_msg m = {.op = op,
+			       .more = announced(fd),
+			       .token = token,
+			       .holder = k->holder,
+			       .changes = k->changes};
 	int rc = ask(k, sock, &m, fd, NULL);
 
 	if (rc)
@@ -259,6 +274,21 @@ static int ask_checked(struct pvi_keeper *k, int sock, uint16_t op, uint64_t tok
 	return m.status ? pvi_fail(m.status, "the holder of store %s refuses token %" PRIu64 ": %s",
 				   k->place.name, token, strerror(-m.status))
 			: 0;
+}
+
+static int adopt(struct pvi_keeper *k, const struct pvi_keeper *theirs, unsigned int i)
+{
+	int fd, rc = table_room(k);
+
+	if (rc)
+		return rc;
+	fd = fcntl(theirs->table[i].fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		return pvi_fail(-errno, "no room for the session of store %s: %s", k->place.name,
+				strerror(errno));
+	table_put(k, theirs->table[i].token, fd);
+	state_update(k);
+	return 0;
 }
 
 /** Makes what the holder keeps equal to our table. */
@@ -274,8 +304,15 @@ static int resync(struct pvi_keeper *k, int sock)
 		k->changes = theirs.changes;
 	}
 	for (unsigned int i = 0; i < theirs.n && !rc; i++) {
-		if (pvi_keeper_find(k, theirs.table[i].token) < 0)
-			rc = ask_checked(k, sock, HOLDER_DROP, theirs.table[i].token, -1);
+		uint64_t token = theirs.table[i].token;
+
+		if (pvi_keeper_find(k, token) >= 0)
+			continue;
+		/* A session that we do not know of was made for us by the agent. */
+		if (k->place.agent && token >= HOLDER_TOKEN_RESERVED)
+			rc = adopt(k, &theirs, i);
+		else
+			rc = ask_checked(k, sock, HOLDER_DROP, token, -1);
 	}
 	for (unsigned int i = 0; i < k->n && !rc; i++) {
 		int other = pvi_keeper_find(&theirs, k->table[i].token);
@@ -332,7 +369,7 @@ static int request(struct pvi_keeper *k, struct holder_msg *m, int fd, int *fd_o
 
 int pvi_keeper_keep(struct pvi_keeper *k, uint64_t token, int fd)
 {
-	struct holder_msg m = {.op = HOLDER_KEEP, .token = token};
+	struct holder_msg m = {.op = HOLDER_KEEP, .token = token, .more = announced(fd)};
 	int copy, rc = table_room(k);
 
 	if (rc)
@@ -444,7 +481,8 @@ int pvi_keeper_forget(struct pvi_keeper *k)
 	if (sock >= 0)
 		close(sock);
 	/* No holder, or one that ended just now, is as good. */
-	if (rc && rc != -ENOENT && rc != -ECONNREFUSED && rc != -ECONNRESET)
+	if (rc && (k->place.agent ||
+		   (rc != -ENOENT && rc != -ECONNREFUSED && rc != -ECONNRESET)))
 		return rc;
 	table_clear(k);
 	k->holder = k->changes = 0;
@@ -492,8 +530,11 @@ int pvi_keeper_open(const char *store_name, const struct pv_options *opts,
 	k->base.ops = ops;
 	k->base.state = PV_STATE_SERVING;
 	k->opts = opts;
-	rc = pvi_holder_place_init(&k->place, store_name, opts);
+	rc = ops->kind == PV_HANDOVER_AGENT
+		     ? pvi_agent_place_init(&k->place, store_name, opts)
+		     : pvi_holder_place_init(&k->place, store_name, opts);
 	if (rc) {
+		pvi_holder_place_free(&k->place);
 		free(k);
 		return rc;
 	}

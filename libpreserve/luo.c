@@ -77,9 +77,8 @@ int pvi_luo_device(void)
 	}
 }
 
-void pvi_luo_session_name(const char *store_name, char name[LUO_NAME_MAX])
+void pvi_luo_session_name(uint32_t uid, const char *store_name, char name[LUO_NAME_MAX])
 {
-	unsigned int uid = geteuid();
 	int n = snprintf(name, LUO_NAME_MAX, "preserve-%u-%s", uid, store_name);
 
 	/* What does not fit is told apart by a hash instead of its last characters. */

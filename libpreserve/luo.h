@@ -17,8 +17,8 @@
  */
 int pvi_luo_device(void);
 
-/** The name of the session of this user's store: the same in the next kernel. */
-void pvi_luo_session_name(const char *store_name, char name[LUO_NAME_MAX]);
+/** The name of the session of a user's store: the same in the next kernel. */
+void pvi_luo_session_name(uint32_t uid, const char *store_name, char name[LUO_NAME_MAX]);
 
 /* On the device. -EEXIST: the name is taken. */
 int pvi_luo_create(int device, const char *name, int *session);

@@ -199,14 +199,14 @@ static int session_create(const struct pvi_keeper *k, int *session)
 
 	if (device < 0)
 		return device;
-	pvi_luo_session_name(k->place.name, name);
+	pvi_luo_session_name(k->place.uid, k->place.name, name);
 	rc = pvi_luo_create(device, name, session);
 	close(device);
 	if (rc == -EEXIST)
 		return pvi_fail(rc,
 				"there is a LUO session %s already: another store %s of user %u is "
 				"prepared, or a child process still has the last one open",
-				name, k->place.name, geteuid());
+				name, k->place.name, k->place.uid);
 	return rc ? pvi_fail(rc, "cannot create LUO session %s: %s", name, strerror(-rc)) : 0;
 }
 
@@ -351,7 +351,7 @@ int pvi_session_find(struct pvi_keeper *k)
 
 	if (device < 0)
 		return device;
-	pvi_luo_session_name(k->place.name, name);
+	pvi_luo_session_name(k->place.uid, k->place.name, name);
 	rc = pvi_keeper_retrieve(k, name, device, &status);
 	close(device);
 	if (rc)
@@ -435,7 +435,7 @@ int pvi_session_discard(const struct pvi_keeper *k)
 
 	if (device < 0)
 		return device;
-	pvi_luo_session_name(k->place.name, name);
+	pvi_luo_session_name(k->place.uid, k->place.name, name);
 	rc = pvi_luo_retrieve_session(device, name, &session);
 	close(device);
 	if (rc == -ENOENT)

@@ -119,8 +119,10 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 				o->page_bytes);
 	if (o->lanes > 65536)
 		return pvi_fail(-EINVAL, "pv_options.lanes %u is more than 65536", o->lanes);
-	if (o->reserved || o->reserved2)
-		return pvi_fail(-EINVAL, "pv_options.reserved is not 0");
+	if (o->agent_owner && o->handover != PV_HANDOVER_AGENT)
+		return pvi_fail(-EINVAL, "pv_options.agent_owner is for PV_HANDOVER_AGENT");
+	if (o->reserved2)
+		return pvi_fail(-EINVAL, "pv_options.reserved2 is not 0");
 	return take_relocation(o);
 }
 

@@ -217,7 +217,7 @@ static void options_refused(void **state)
 		{"page_bytes 8192", {.page_bytes = 8192}},
 		{"page_bytes 1", {.page_bytes = 1}},
 		{"lanes 65537", {.lanes = 65537}},
-		{"reserved", {.reserved = 1}},
+		{"agent_owner", {.agent_owner = 1}},
 		{"handover is 7", {.handover = 7}},
 		{"nfds is 1", {.nfds = 1}},
 		/* 65,536 / 2,048 lanes fill the segment. */
@@ -235,7 +235,7 @@ static void options_refused(void **state)
 		o.window_bytes = b->window_bytes ? b->window_bytes : o.window_bytes;
 		o.page_bytes = b->page_bytes;
 		o.lanes = b->lanes ? b->lanes : o.lanes;
-		o.reserved = b->reserved;
+		o.agent_owner = b->agent_owner;
 		o.handover = b->handover ? b->handover : o.handover;
 		o.keep = b->handover ? NULL : o.keep;
 		o.nfds = b->nfds;

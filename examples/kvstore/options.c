@@ -19,7 +19,7 @@ static const char help[] =
 	"  -u, --unixsocket PATH    listen on a unix socket as well\n"
 	"  -s, --store NAME         name of the store (default kvstore)\n"
 	"  -H, --handover KIND      who keeps the data while the server is down: auto, systemd,\n"
-	"                           holder, luo or none (default auto)\n"
+	"                           agent, holder, luo or none (default auto)\n"
 	"  -m, --max-memory SIZE    limit of the store, as 512mb or 4gb (default: none)\n"
 	"  -c, --client-memory SIZE limit of all clients' buffers (default: a quarter of the "
 	"memory)\n"
@@ -39,13 +39,14 @@ static const char *const handovers[] = {
 	[PV_HANDOVER_LUO] = "luo",
 	[PV_HANDOVER_NONE] = "none",
 	[PV_HANDOVER_SYSTEMD] = "systemd",
+	[PV_HANDOVER_AGENT] = "agent",
 };
 
 #define NHANDOVERS (sizeof(handovers) / sizeof(handovers[0]))
 
 const char *handover_name(uint32_t handover)
 {
-	return handover < NHANDOVERS ? handovers[handover] : "unknown";
+	return handover < NHANDOVERS && handovers[handover] ? handovers[handover] : "unknown";
 }
 
 const char *origin_name(enum pv_origin origin)
@@ -109,12 +110,12 @@ static uint64_t quarter_of_memory(void)
 static int parse_handover(const char *value, struct options *opt)
 {
 	for (uint32_t i = 0; i < NHANDOVERS; i++) {
-		if (strcmp(value, handovers[i]) == 0) {
+		if (handovers[i] && strcmp(value, handovers[i]) == 0) {
 			opt->handover = i;
 			return -1;
 		}
 	}
-	return bad("handover", value, "one of auto, systemd, holder, luo, none is wanted");
+	return bad("handover", value, "one of auto, systemd, agent, holder, luo, none is wanted");
 }
 
 enum { OPT_DESTROY = 256 };

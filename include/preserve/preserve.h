@@ -82,8 +82,10 @@ struct pv_store;
 /** Who keeps the descriptors while no process has the store open. */
 enum pv_handover {
 	/** `systemd` if the service manager has passed this store in or would keep it ($NOTIFY_SOCKET
-	 *  and $FDSTORE are set, for this process), else `luo` if this process may use
-	 *  /dev/liveupdate, otherwise `holder`. */
+	 *  and $FDSTORE are set, for this process); else `agent` where the socket of one is, unless a
+	 *  holder keeps a store of this name already, or runtime_dir is given and agent_socket is not;
+	 *  else `luo` if this process may use /dev/liveupdate; otherwise `holder`. An agent's socket at
+	 *  which nobody answers is an error (-ECONNREFUSED), for what is kept cannot be told then. */
 	PV_HANDOVER_AUTO = 0,
 	/** A small process forked on first use, one per store; survives kill -9 and upgrades of the
 	 *  application. Needs no privilege and nothing installed. */
@@ -100,6 +102,9 @@ enum pv_handover {
 	 *  passes in by $LISTEN_FDS is told by its contents; memfds of libpreserve's are the
 	 *  library's, everything else there is left alone, and so is the environment. */
 	PV_HANDOVER_SYSTEMD = 4,
+	/** The agent of this machine, preserved(8): keeps stores of all users behind one socket, and
+	 *  prepares them for a kexec. Needs no privilege, but an administrator who has set it up. */
+	PV_HANDOVER_AGENT = 5,
 };
 
 /** pv_options.flags */
@@ -156,7 +161,10 @@ struct pv_options {
 	   duplicates them. nfds 0: nothing is kept, PV_CREATE makes a new store. */
 	const int *fds;
 	uint32_t nfds;
-	uint32_t reserved; /* 0 */
+	/* PV_HANDOVER_AGENT only: PV_OWNER(uid) of the user whose store is meant; default the calling
+	   one. Another's store can be opened with PV_RDONLY, if its mode allows that; root may do
+	   everything. */
+	uint32_t agent_owner;
 	/* PV_HANDOVER_NONE only: told of every descriptor that joins or leaves the store, before the
 	   index says so (join) and after (leave). A negative return fails the growth. May be NULL. */
 	int (*keep)(void *ctx, enum pv_keep what, uint64_t token, int fd);
@@ -191,7 +199,13 @@ struct pv_options {
 	   time. With PV_DANGLING_REFUSE only of the first. May be NULL. */
 	void (*tell)(void *ctx, const char *line);
 	void *tell_ctx; /* of both */
+	/* Socket of the agent, an absolute path; default $PRESERVE_AGENT, else
+	   /run/preserved/socket. */
+	const char *agent_socket;
 };
+
+/** A user's number in pv_options.agent_owner, where 0 means none. */
+#define PV_OWNER(uid) ((uint32_t)(uid) + 1u)
 
 /**
  * Open the store `name` (1..48 bytes of [A-Za-z0-9._-]), or create it with PV_CREATE.
@@ -455,7 +469,12 @@ int pv_handover_cancel(struct pv_store *store);
  * another process has made a new store of this name meanwhile; -ETIMEDOUT the holder hangs;
  * -EMFILE, -EPERM (PV_RDONLY), and what system calls say.
  *
- * Costs one exchange of messages (some 50 us). It waits for a pv_handover_prepare() or a growth that
+ * PV_HANDOVER_AGENT: -ECONNREFUSED no agent is there. It is also the moment at which the application
+ * prepares or cancels the store because an operator has asked the agent for it (pv_agent_prepare()): as
+ * pv_handover_prepare() and pv_handover_cancel() do. What becomes of that is told to the operator, and is
+ * in pv_info.state; it is no error of this call.
+ *
+ * Costs one exchange of messages (some 50 us), with the agent a few. It waits for a pv_handover_prepare() or a growth that
  * is under way, and 5 s for a holder that hangs: a program with an event loop has a thread for it.
  * PV_HANDOVER_NONE: 0, there is nobody to ask. Crash: at most a holder that lacks something, which
  * the death of this process then loses. Any thread.

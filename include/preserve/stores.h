@@ -14,7 +14,8 @@
  * changing anything, and works beside a process that has the store open. What it says was so when it
  * looked; a store that is being made, grown or dropped meanwhile may be seen before or after.
  *
- * Not found are stores that nobody keeps but the application (PV_HANDOVER_NONE), and those in a LUO
+ * Not found are stores that an agent keeps (pv_agent_list() in preserve/agent.h has those), that nobody
+ * keeps but the application (PV_HANDOVER_NONE), and those in a LUO
  * session that came through a kexec and that nobody has asked for yet: the kernel names them to no one.
  * pv_open() by name finds the latter.
  */

@@ -63,7 +63,7 @@ static void name_is_taken(struct pvi_handover *h)
 	char name[LUO_NAME_MAX];
 	int session;
 
-	pvi_luo_session_name("errors", name);
+	pvi_luo_session_name(geteuid(), "errors", name);
 	CHECK(strcmp(name, "preserve-0-errors") == 0);
 	session = create_session(name);
 	CHECK(play_prepare(h) == -EEXIST && strstr(pv_last_error(), name));
@@ -388,7 +388,7 @@ static void what_must_not_come(void)
 	h->ops->close(h);
 	/* Somebody else has the session, and then drops it. */
 	device = pvi_luo_device();
-	pvi_luo_session_name("held", name);
+	pvi_luo_session_name(geteuid(), "held", name);
 	CHECK(pvi_luo_retrieve_session(device, name, &session) == 0);
 	close(device);
 	play_expect_error("held", -EBUSY);
