@@ -42,6 +42,7 @@ extern struct ctl_options ctl;
 extern const struct argp_child ctl_children[];
 extern const char ctl_name[]; /* "preservectl" */
 
+int ctl_agent(int argc, char **argv);
 int ctl_list(int argc, char **argv);
 int ctl_show(int argc, char **argv);
 int ctl_dump(int argc, char **argv);

@@ -23,6 +23,7 @@ static const struct command {
 	const char *summary;
 	int (*run)(int argc, char **argv);
 } commands[] = {
+	{"agent", "list and see to the stores that the agent keeps", ctl_agent},
 	{"list", "list stores: owner, state, size, who has them open", ctl_list},
 	{"show", "show a store: types, objects, bytes, segments, fragmentation", ctl_show},
 	{"dump", "print a store's index or its roots", ctl_dump},

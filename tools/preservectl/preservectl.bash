@@ -18,7 +18,7 @@ _preservectl() {
 	local common='--json --runtime-dir --user --help' options='' words=''
 	COMPREPLY=()
 	if ((COMP_CWORD == 1)); then
-		mapfile -t COMPREPLY < <(compgen -W 'list show dump check repair compact prepare cancel finish drop save restore
+		mapfile -t COMPREPLY < <(compgen -W 'agent list show dump check repair compact prepare cancel finish drop save restore
 			doctor top --help --version' -- "$current")
 		return
 	fi
@@ -28,6 +28,13 @@ _preservectl() {
 	-l | --level | -t | --threads | -d | --delay) return ;;
 	esac
 	case ${COMP_WORDS[1]} in
+	agent)
+		options='--socket --all --timeout --force'
+		case $previous in
+		-s | --socket) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+		*) words='list prepare cancel finish drop' ;;
+		esac
+		;;
 	show) words=$(_preservectl_stores) ;;
 	dump) options='--index --raw --roots' words=$(_preservectl_stores) ;;
 	check) options='--fast --full --leaks --threads' words=$(_preservectl_stores) ;;
