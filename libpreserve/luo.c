@@ -131,3 +131,14 @@ int pvi_luo_finish(int session)
 
 	return ioctl(session, LUO_FINISH, &arg) ? -errno : 0;
 }
+
+int pvi_luo_name(int session, char name[LUO_NAME_MAX])
+{
+	struct luo_name_arg arg = {.size = sizeof(arg)};
+
+	if (ioctl(session, LUO_GET_NAME, &arg))
+		return -errno;
+	memcpy(name, arg.name, LUO_NAME_MAX);
+	name[LUO_NAME_MAX - 1] = 0;
+	return 0;
+}

@@ -29,5 +29,7 @@ int pvi_luo_retrieve_session(int device, const char *name, int *session);
 int pvi_luo_preserve(int session, uint64_t token, int fd);
 int pvi_luo_retrieve(int session, uint64_t token, int *fd);
 int pvi_luo_finish(int session);
+/** -ENOTTY: a kernel before 7.1, or no session. */
+int pvi_luo_name(int session, char name[LUO_NAME_MAX]);
 
 #endif

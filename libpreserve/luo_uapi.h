@@ -36,16 +36,25 @@ struct luo_finish_arg {
 	uint32_t reserved;
 };
 
+/** LIVEUPDATE_SESSION_GET_NAME, on a session; kernels before 7.1 do not know it (-ENOTTY). */
+struct luo_name_arg {
+	uint32_t size;
+	uint32_t reserved;
+	char name[LUO_NAME_MAX]; /* out */
+};
+
 /* LIVEUPDATE_IOCTL_TYPE is 0xBA; the requests are plain _IO(), without a size. */
 #define LUO_CREATE_SESSION   _IO(0xba, 0x00)
 #define LUO_RETRIEVE_SESSION _IO(0xba, 0x01)
 #define LUO_PRESERVE_FD	     _IO(0xba, 0x40)
 #define LUO_RETRIEVE_FD	     _IO(0xba, 0x41)
 #define LUO_FINISH	     _IO(0xba, 0x42)
+#define LUO_GET_NAME	     _IO(0xba, 0x43)
 
 _Static_assert(sizeof(struct luo_session_arg) == 72, "luo_session_arg");
 _Static_assert(sizeof(struct luo_file_arg) == 16, "luo_file_arg");
 _Static_assert(sizeof(struct luo_finish_arg) == 8, "luo_finish_arg");
+_Static_assert(sizeof(struct luo_name_arg) == 72, "luo_name_arg");
 
 /**
  * How a session descriptor is told from others: the start of the link /proc/self/fd/N. The first is

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What the agent's end leaves: by SIGHUP everything, by SIGTERM nothing is lost or it does not end, by
- * SIGKILL what systemd's descriptor store has (played by the test), or what the applications hand over
- * again.
+ * What the agent's end leaves: by SIGHUP everything, by SIGTERM nothing is lost or it does not end,
+ * by SIGKILL what systemd's descriptor store has (played by the test), or what the applications
+ * hand over again.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -142,11 +142,98 @@ static void death_is_made_good(void **state)
 	assert_int_equal(pv_close(s), 0);
 }
 
+/* ---- with a guard ---- */
+
+/** The process that answers; agent_pid is the guard. */
+static pid_t answering(void)
+{
+	struct holder_msg m = {
+		.magic = HOLDER_MAGIC, .version = HOLDER_VERSION, .op = HOLDER_STATUS};
+	int sock = bound(AGENT_UID_SELF);
+
+	assert_true(sock >= 0);
+	assert_int_equal(send(sock, &m, sizeof(m), MSG_NOSIGNAL), sizeof(m));
+	assert_int_equal(recv(sock, &m, sizeof(m), 0), sizeof(m));
+	close(sock);
+	return (pid_t)m.token;
+}
+
+/** Kills the agent and waits for the next one. */
+static void kill_guarded(void)
+{
+	struct pv_agent_entry *list;
+	pid_t pid = answering();
+	uint32_t n;
+	int rc = -1;
+
+	assert_int_not_equal(pid, agent_pid);
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	/* The socket is there meanwhile. A connection that the dead one had not taken yet, ends. */
+	for (int tries = 0; tries < 50 && rc; tries++) {
+		rc = pv_agent_list(agent_path, &list, &n);
+		assert_true(rc == 0 || rc == -ECONNRESET);
+	}
+	assert_int_equal(rc, 0);
+	free(list);
+	assert_int_not_equal(answering(), pid);
+}
+
+/** Nobody but the agent has the store, and the agent is killed, and nothing is lost. */
+static void guard_starts_another(void **state)
+{
+	uint64_t numbers[3] = {5, 6, 7};
+	struct pv_agent_entry *list;
+	struct pvi_handover *h;
+	uint32_t n;
+	int status;
+	pid_t pid;
+
+	agent_start("--guard", NULL);
+	assert_int_equal(agent_status("--guard", NULL), 1); /* another one */
+	h = test_open();
+	for (uint64_t i = 0; i < 3; i++)
+		assert_int_equal(test_keep(h, i, numbers[i]), 0);
+	h->ops->close(h);
+	assert_int_equal(pv_agent_mode(agent_path, PV_AGENT_SELF, STORE, 0640), 0);
+	kill_guarded();
+	h = test_open();
+	test_expect(h, 3, numbers);
+	/* What changes is guarded, too. */
+	assert_int_equal(h->ops->drop(h, 2), 0);
+	numbers[1] = 9;
+	assert_int_equal(test_keep(h, 1, numbers[1]), 0);
+	h->ops->close(h);
+	kill_guarded();
+	assert_int_equal(pv_agent_list(agent_path, &list, &n), 0);
+	assert_int_equal(n, 1);
+	assert_int_equal(list[0].mode, 0640);
+	assert_int_equal(list[0].descriptors, 2);
+	free(list);
+	h = test_open();
+	test_expect(h, 2, numbers);
+	/* Signals reach the agent: this one it refuses, ... */
+	pid = answering();
+	assert_int_equal(kill(agent_pid, SIGTERM), 0);
+	usleep(200000);
+	assert_int_equal(waitpid(agent_pid, NULL, WNOHANG), 0);
+	/* ... by this one it executes itself anew. */
+	agent_restart();
+	assert_int_equal(answering(), pid);
+	kill_guarded();
+	test_expect(h, 2, numbers);
+	assert_int_equal(h->ops->forget(h), 0);
+	h->ops->close(h);
+	assert_int_equal(kill(agent_pid, SIGTERM), 0);
+	assert_int_equal(waitpid(agent_pid, &status, 0), agent_pid);
+	agent_pid = 0;
+	assert_int_equal(status, 0);
+}
+
+/** What systemd does with a service's messages. */
 /* ---- with systemd ---- */
 
 enum { STORED_MAX = 64 };
 
-/** What systemd does with a service's messages. */
 struct manager {
 	char path[110];
 	int sock;
@@ -167,7 +254,7 @@ static void manager_open(struct manager *m)
 	snprintf(m->path, sizeof(m->path), "%.90s.notify", agent_path);
 	strcpy(sun.sun_path, m->path);
 	m->sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	assert_int_equal(bind(m->sock, (struct sockaddr *) &sun, sizeof(sun)), 0);
+	assert_int_equal(bind(m->sock, (struct sockaddr *)&sun, sizeof(sun)), 0);
 }
 
 static void manager_forget(struct manager *m, const char *name)
@@ -353,10 +440,10 @@ static void unclaimed_stores_are_dropped(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		CASE(restart_keeps_everything), CASE(restart_is_tried_first),
-		CASE(sigterm_loses_nothing),	CASE(death_is_made_good),
-		CASE(systemd_keeps_it_all),	CASE(what_is_not_ours_is_removed),
-		CASE(unclaimed_stores_are_dropped),
+		CASE(restart_keeps_everything),	    CASE(restart_is_tried_first),
+		CASE(sigterm_loses_nothing),	    CASE(death_is_made_good),
+		CASE(systemd_keeps_it_all),	    CASE(what_is_not_ours_is_removed),
+		CASE(unclaimed_stores_are_dropped), CASE(guard_starts_another),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

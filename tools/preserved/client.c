@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Connections. A client that hangs, floods or sends rubbish costs his own connection and nothing else:
- * no call blocks but poll, a reply that is not taken ends the connection, and who has as many as his
- * quota allows loses the one that was silent for longest.
+ * Connections. A client that hangs, floods or sends rubbish costs his own connection and nothing
+ * else: no call blocks but poll, a reply that is not taken ends the connection, and who has as many
+ * as his quota allows loses the one that was silent for longest.
  */
 #include <errno.h>
 #include <poll.h>
@@ -48,7 +48,7 @@ bool client_send(const struct client *c, const void *message, size_t bytes, int 
 		struct cmsghdr head;
 		char bytes[CMSG_SPACE(sizeof(int))];
 	} control = {0};
-	struct iovec iov = {(void *) (uintptr_t) message, bytes};
+	struct iovec iov = {(void *)(uintptr_t)message, bytes};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
 	if (fd >= 0) {
@@ -59,7 +59,7 @@ bool client_send(const struct client *c, const void *message, size_t bytes, int 
 		msg.msg_control = &control;
 		msg.msg_controllen = sizeof(control);
 	}
-	return sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t) bytes;
+	return sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes;
 }
 
 /* ---- receiving ---- */
@@ -79,7 +79,8 @@ static unsigned int descriptors(struct msghdr *msg, int *fd)
 	for (struct cmsghdr *h = CMSG_FIRSTHDR(msg); h; h = CMSG_NXTHDR(msg, h)) {
 		if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
 			continue;
-		for (size_t at = 0; at + sizeof(int) <= h->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
+		for (size_t at = 0; at + sizeof(int) <= h->cmsg_len - CMSG_LEN(0);
+		     at += sizeof(int)) {
 			int got;
 
 			memcpy(&got, CMSG_DATA(h) + at, sizeof(got));
@@ -133,7 +134,7 @@ static bool receive(struct agent *a, struct client *c)
 	     !(nfds && (msg.msg_flags & MSG_CTRUNC));
 	c->heard_ms = now_ms();
 	if (ok)
-		ok = dispatch(a, c, &m, (size_t) n, &fd, msg.msg_flags & MSG_CTRUNC);
+		ok = dispatch(a, c, &m, (size_t)n, &fd, msg.msg_flags & MSG_CTRUNC);
 	if (fd >= 0)
 		close_later(fd);
 	return ok;
@@ -141,8 +142,8 @@ static bool receive(struct agent *a, struct client *c)
 
 /* ---- accepting ---- */
 
-/** Makes room by ending the connection that was silent for longest, if that is long enough. With a uid,
- *  of this user's. */
+/** Makes room by ending the connection that was silent for longest, if that is long enough. With a
+ * uid, of this user's. */
 static bool evict(struct agent *a, const uint32_t *uid)
 {
 	unsigned int oldest = CLIENTS_MAX;
@@ -202,7 +203,7 @@ void client_round(struct agent *a, int timeout_ms)
 	for (unsigned int i = 0; i < a->nclients; i++) {
 		polled[n] = a->clients[i];
 		polls[n++] = (struct pollfd){a->clients[i]->fd,
-					     (short) (a->clients[i]->waits ? 0 : POLLIN), 0};
+					     (short)(a->clients[i]->waits ? 0 : POLLIN), 0};
 	}
 	polls[n] = (struct pollfd){full ? -1 : a->listener, POLLIN, 0};
 	polls[n + 1] = (struct pollfd){a->signals, POLLIN, 0};

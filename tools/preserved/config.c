@@ -58,11 +58,11 @@ static bool number(const char *text, uint64_t *out)
 
 		if (!unit || end[1])
 			return false;
-		shift = 10 * (unsigned int) (unit - units + 1);
+		shift = 10 * (unsigned int)(unit - units + 1);
 	}
 	if (n > UINT64_MAX >> shift)
 		return false;
-	*out = (uint64_t) n << shift;
+	*out = (uint64_t)n << shift;
 	return true;
 }
 
@@ -71,7 +71,7 @@ static int set_quota(struct config *c, const char *key, const char *value)
 	static const char *const keys[] = {"max-stores", "max-descriptors", "max-bytes",
 					   "max-connections"};
 	const char *dot = strchr(key, '.');
-	size_t bytes = dot ? (size_t) (dot - key) : strlen(key);
+	size_t bytes = dot ? (size_t)(dot - key) : strlen(key);
 	struct quota *q = &c->quota;
 	uint64_t n, uid;
 
@@ -86,13 +86,16 @@ static int set_quota(struct config *c, const char *key, const char *value)
 			log_error("%s: %s is not a number", key, value);
 			return -EINVAL;
 		}
-		q = dot ? quota_of(c, (uint32_t) uid) : q;
+		q = dot ? quota_of(c, (uint32_t)uid) : q;
 		if (!q) {
-			log_error("%s: only %u users can have quotas of their own", key, QUOTAS_MAX);
+			log_error("%s: only %u users can have quotas of their own", key,
+				  QUOTAS_MAX);
 			return -ENOSPC;
 		}
-		*(i == 0 ? &q->stores : i == 1 ? &q->descriptors : i == 2 ? &q->bytes
-									  : &q->connections) = n;
+		*(i == 0   ? &q->stores
+		  : i == 1 ? &q->descriptors
+		  : i == 2 ? &q->bytes
+			   : &q->connections) = n;
 		return 0;
 	}
 	log_error("there is no setting %s", key);
@@ -116,7 +119,7 @@ int config_set(struct config *c, const char *key, const char *value)
 			log_error("claim-timeout: %s is not a number of seconds", value);
 			return -EINVAL;
 		}
-		c->claim_ms = (int64_t) n * 1000;
+		c->claim_ms = (int64_t)n * 1000;
 		return 0;
 	}
 	return set_quota(c, key, value);

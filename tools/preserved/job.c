@@ -2,16 +2,16 @@
 /*
  * Prepare, cancel and finish of a store: what takes time, and whom it takes.
  *
- * The barrier. While a process has a store open, it alone says what belongs to it, so a session made
- * behind its back could miss the segment that it is just adding. It is therefore the owner that
- * prepares or cancels, when he is asked to (AGENT_WANTED, at his next check), and the one who asked for
- * it waits for the result, for as long as he said. An owner that goes away meanwhile is no obstacle any
- * more.
+ * The barrier. While a process has a store open, it alone says what belongs to it, so a session
+ * made behind its back could miss the segment that it is just adding. It is therefore the owner
+ * that prepares or cancels, when he is asked to (AGENT_WANTED, at his next check), and the one who
+ * asked for it waits for the result, for as long as he said. An owner that goes away meanwhile is
+ * no obstacle any more.
  *
  * A session is made and finished by a worker, the same program in a process of its own: to fill the
- * holes of the memfds takes as long as they are large. It is a client of the agent like any other, uses
- * the library's own code, and keeps what it makes with the agent. When it is killed halfway, its session
- * is closed with it and nothing has happened.
+ * holes of the memfds takes as long as they are large. It is a client of the agent like any other,
+ * uses the library's own code, and keeps what it makes with the agent. When it is killed halfway,
+ * its session is closed with it and nothing has happened.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -56,7 +56,7 @@ void job_end(struct agent *a, struct store *s, int status)
 {
 	struct job job = s->job;
 
-	(void) a;
+	(void)a;
 	if (!job.op)
 		return;
 	s->job = (struct job){0};
@@ -79,7 +79,7 @@ void job_forget(struct agent *a, const struct client *c)
 {
 	if (!c->waits)
 		return;
-	(void) a;
+	(void)a;
 	if (c->waits->job.asker == c)
 		c->waits->job.asker = NULL;
 	if (c->waits->job.owner == c)
@@ -94,7 +94,7 @@ static int socket_path(const struct agent *a, char path[108])
 	struct sockaddr_un sun = {0};
 	socklen_t bytes = sizeof(sun);
 
-	if (getsockname(a->listener, (struct sockaddr *) &sun, &bytes))
+	if (getsockname(a->listener, (struct sockaddr *)&sun, &bytes))
 		return -errno;
 	snprintf(path, 108, "%.107s", sun.sun_path);
 	return path[0] == '/' ? 0 : -EADDRNOTAVAIL;
@@ -211,8 +211,7 @@ int job_begin(struct agent *a, struct client *c, struct store *s, const struct a
 	if (open && m->op == AGENT_FINISH)
 		return -EBUSY;
 	s->job = (struct job){.op = m->op, .asker = c};
-	s->job.deadline_ms =
-		now_ms() + (timeout > AGENT_WAIT_MAX_MS ? AGENT_WAIT_MAX_MS : timeout);
+	s->job.deadline_ms = now_ms() + (timeout > AGENT_WAIT_MAX_MS ? AGENT_WAIT_MAX_MS : timeout);
 	rc = open ? 1 : proceed(a, s);
 	if (rc == 1)
 		c->waits = s;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Messages go to standard error, a line each; with the prefix by which the journal tells how grave one
- * is, if it is the journal that reads them. Also here: the clock, and numbers that do not come twice.
+ * Messages go to standard error, a line each; with the prefix by which the journal tells how grave
+ * one is, if it is the journal that reads them. Also here: the clock, and numbers that do not come
+ * twice.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -24,7 +25,10 @@ void log_line(int level, const char *format, ...)
 		dprintf(STDERR_FILENO, "<%d>%s\n", level, text);
 	else
 		dprintf(STDERR_FILENO, "preserved: %s%s\n",
-			level <= 3 ? "error: " : level == 4 ? "warning: " : "", text);
+			level <= 3   ? "error: "
+			: level == 4 ? "warning: "
+				     : "",
+			text);
 }
 
 int64_t now_ms(void)
@@ -32,7 +36,7 @@ int64_t now_ms(void)
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (int64_t) t.tv_sec * 1000 + t.tv_nsec / 1000000;
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 uint64_t random_id(void)
@@ -41,6 +45,6 @@ uint64_t random_id(void)
 	uint64_t id;
 
 	if (getrandom(&id, sizeof(id), GRND_NONBLOCK) != sizeof(id) || id == 0)
-		id = (uint64_t) now_ms() << 32 | ((uint64_t) getpid() << 16 & 0xffffffffu) | ++last;
+		id = (uint64_t)now_ms() << 32 | ((uint64_t)getpid() << 16 & 0xffffffffu) | ++last;
 	return id;
 }

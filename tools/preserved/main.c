@@ -2,111 +2,24 @@
 /*
  * preserved: start, signals, end.
  *
- * SIGHUP restarts it with everything kept. SIGTERM and SIGINT end it if nothing is lost by that: when
- * systemd has all descriptors in its store (after a barrier, so that this is so), or when each store is
- * open in a process, which hands it to the next agent. Otherwise they are refused, unless --force says
- * that the operator means it.
+ * SIGHUP restarts it with everything kept. SIGTERM and SIGINT end it if nothing is lost by that:
+ * when systemd has all descriptors in its store (after a barrier, so that this is so), or when each
+ * store is open in a process, which hands it to the next agent. Otherwise they are refused, unless
+ * --force says that the operator means it.
  */
 #include <argp.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "preserved.h"
 
-#define BACKLOG		 128
-#define NAMED_MAX	 10 /* stores that a message names */
-#define SYSTEMD_WAIT_MS 10000
+#define NAMED_MAX 10 /* stores that a message names */
 
 const char *argp_program_version = "preserved (libpreserve) " PV_VERSION;
-
-/* ---- set-up ---- */
-
-static int lock_socket(struct agent *a)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), "%s.lock", a->config.socket);
-	a->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (a->lock < 0) {
-		log_error("cannot open %s: %s", path, strerror(errno));
-		return -errno;
-	}
-	if (flock(a->lock, LOCK_EX | LOCK_NB)) {
-		log_error("another agent serves %s", a->config.socket);
-		return -EBUSY;
-	}
-	return 0;
-}
-
-/** Every user may connect; what he gets is decided by who he is. */
-static int listen_at(struct agent *a)
-{
-	struct sockaddr_un sun = {.sun_family = AF_UNIX};
-	char copy[128];
-	int fd;
-
-	snprintf(copy, sizeof(copy), "%s", a->config.socket);
-	if (mkdir(dirname(copy), 0755) && errno != EEXIST) {
-		log_error("cannot make the directory of %s: %s", a->config.socket, strerror(errno));
-		return -errno;
-	}
-	if (lock_socket(a))
-		return -EBUSY;
-	memcpy(sun.sun_path, a->config.socket, strlen(a->config.socket));
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	unlink(a->config.socket);
-	if (fd < 0 || fchmod(fd, 0666) || bind(fd, (struct sockaddr *) &sun, sizeof(sun)) ||
-	    chmod(a->config.socket, 0666) || listen(fd, BACKLOG)) {
-		log_error("cannot listen at %s: %s", a->config.socket, strerror(errno));
-		if (fd >= 0)
-			close(fd);
-		return -errno;
-	}
-	a->listener = fd;
-	a->listener_is_ours = true;
-	return 0;
-}
-
-static int take_signals(struct agent *a)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGHUP);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGCHLD);
-	sigprocmask(SIG_SETMASK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	signal(SIGCHLD, SIG_DFL);
-	a->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	return a->signals < 0 ? -errno : 0;
-}
-
-/** Killing it would free no memory while applications live, and lose data afterwards. */
-static void survive(void)
-{
-	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-
-	if (fd >= 0) {
-		(void) !write(fd, "-1000", 5);
-		close(fd);
-	}
-	/* No core, no debugger but root's: its descriptors are those of all users. */
-	prctl(PR_SET_DUMPABLE, 0);
-}
 
 /* ---- the end ---- */
 
@@ -138,24 +51,24 @@ static bool end(struct agent *a)
 	unsigned int n;
 	int rc;
 
-	if (notify_there()) {
+	if (notify_there() && !getenv(GUARD_ENV)) {
 		notify_say("STOPPING=1");
-		rc = notify_barrier(SYSTEMD_WAIT_MS);
+		rc = notify_barrier();
 		if (rc == 0) {
 			log_notice("ending, systemd keeps %u stores", a->nstores);
 			return true;
 		}
-		log_error("systemd does not say that it has everything: %s", strerror(-rc));
 	}
 	n = name_losses(a);
 	if (n && !a->config.force) {
-		log_error("not ending: %u stores would be lost; SIGHUP restarts with everything kept, "
+		log_error("not ending: %u stores would be lost; SIGHUP restarts with everything "
+			  "kept, "
 			  "--force allows an end like this",
 			  n);
 		return false;
 	}
 	/* The socket of one that kept something stays: it says that an agent is responsible. */
-	if (a->listener_is_ours && a->nstores == 0)
+	if (a->lock >= 0 && a->nstores == 0)
 		unlink(a->config.socket);
 	log_notice("ending");
 	return true;
@@ -202,7 +115,7 @@ static void run(struct agent *a)
 
 /* ---- options ---- */
 
-enum { KEY_FORCE = 256, KEY_CHECK, KEY_SETTING };
+enum { KEY_FORCE = 256, KEY_CHECK, KEY_GUARD, KEY_SETTING };
 
 static const char *const settings[] = {"claim-timeout", "max-stores", "max-descriptors",
 				       "max-bytes", "max-connections"};
@@ -211,6 +124,11 @@ static const struct argp_option options[] = {
 	{"config", 'c', "FILE", 0, "Read settings from FILE: lines KEY = VALUE", 0},
 	{"socket", 's', "PATH", 0, "Listen at PATH (default " AGENT_SOCKET ")", 0},
 	{"force", KEY_FORCE, NULL, 0, "End on SIGTERM even if stores are lost by that", 0},
+	{"guard", KEY_GUARD, NULL, 0,
+	 "Have a second process with a copy of everything, which starts another agent when this "
+	 "one dies; "
+	 "for where there is no systemd",
+	 0},
 	{"claim-timeout", KEY_SETTING + 0, "SECONDS", 0,
 	 "Drop what nobody claims for so long after it came (default 0: never)", 1},
 	{"max-stores", KEY_SETTING + 1, "N", 0, "Stores of one user (default 64)", 2},
@@ -225,7 +143,7 @@ static const struct argp_option options[] = {
 
 struct parsed {
 	struct config *config;
-	bool check;
+	bool check, guard;
 	int rc;
 };
 
@@ -243,6 +161,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		break;
 	case KEY_FORCE:
 		p->config->force = true;
+		break;
+	case KEY_GUARD:
+		p->guard = true;
 		break;
 	case KEY_CHECK:
 		p->check = true;
@@ -273,12 +194,12 @@ static int start(struct agent *a, const char *state)
 			list_adopt(a);
 	}
 	if (rc >= 0 && a->listener < 0)
-		rc = listen_at(a);
+		rc = a->listener = listen_at(&a->config, &a->lock);
 	if (rc < 0)
 		return rc;
 	notify_say("READY=1");
-	log_notice("serving %s: %u stores", a->listener_is_ours ? a->config.socket : "systemd's socket",
-		   a->nstores);
+	log_notice("serving %s: %u stores",
+		   a->lock >= 0 ? a->config.socket : "the socket that was passed in", a->nstores);
 	return 0;
 }
 
@@ -287,7 +208,8 @@ int main(int argc, char **argv)
 	static const struct argp argp = {
 		.options = options,
 		.parser = parse,
-		.doc = "Keeps the memory of stores of all users while their processes are down. See "
+		.doc = "Keeps the memory of stores of all users while their processes are down. "
+		       "See "
 		       "preserved(8).",
 	};
 	const char *state = getenv("PRESERVED_STATE");
@@ -296,21 +218,26 @@ int main(int argc, char **argv)
 	ssize_t n;
 
 	if (argc == 6 && strcmp(argv[1], "--worker") == 0)
-		return job_worker(argv[2], argv[3], (uint32_t) strtoul(argv[4], NULL, 10), argv[5]);
+		return job_worker(argv[2], argv[3], (uint32_t)strtoul(argv[4], NULL, 10), argv[5]);
 	config_init(&agent.config);
 	argp_parse(&argp, argc, argv, 0, NULL, &p);
-	/* One that comes from a restart goes on with what it could read: to end would lose everything. */
+	/* One that comes from a restart goes on with what it could read: to end would lose
+	 * everything. */
 	if (p.rc && (p.check || !state))
 		return 2;
 	if (p.check)
 		return 0;
 	agent.argv = argv;
 	n = readlink("/proc/self/exe", agent.program, sizeof(agent.program) - 1);
-	if (n <= 0 || agent_init(&agent) || take_signals(&agent)) {
+	if (n <= 0 || agent_init(&agent)) {
 		log_error("cannot start: %s", strerror(errno));
 		return 1;
 	}
-	survive();
+	process_protect();
+	notify_init();
+	if (p.guard && !state && !notify_there())
+		return guard_run(&agent.config, agent.program, argv);
+	agent.signals = signals_take();
 	if (start(&agent, state))
 		return 1;
 	run(&agent);

@@ -1,101 +1,60 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * systemd: what the agent keeps is in its descriptor store as well, so that the agent may die, and be
- * restarted, and (systemd 261) the machine be rebooted by kexec. Each has a name that says all there is
- * to know of it:
+ * systemd: what the agent keeps is in its descriptor store as well, so that the agent may die, and
+ *be restarted, and (systemd 261) the machine be rebooted by kexec. Each has a name that says all
+ *there is to know of it:
  *
- *	pv.UID.GID.MODE.TOKEN.STORE	numbers decimal, but for MODE (octal) and TOKEN (hexadecimal)
+ *	pv.UID.GID.MODE.TOKEN.STORE	numbers decimal, but for MODE (octal) and TOKEN
+ *(hexadecimal) pv.list.session, pv.list.memfd	the list of prepared stores (luo.c)
  *
- * The protocol is that of sd_notify(3) and sd_listen_fds(3): datagrams to $NOTIFY_SOCKET, and
- * descriptors from 3 on. A datagram that systemd has not read yet outlives its sender.
+ * The protocol is that of sd_notify(3), which the library's notify.c speaks, and sd_listen_fds(3):
+ * descriptors from 3 on. A message that systemd has not read yet outlives its sender.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <poll.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include <preserve/preserve.h>
+
 #include "luo.h"
+#include "notify.h"
 #include "preserved.h"
 
-#define NAME_BYTES   160
-#define SEND_TIMEOUT 5 /* seconds that systemd may take to read */
+#define NAME_BYTES	  160
+#define NAMES_BYTES_MAX	  120000u
+#define LIST_DESCRIPTORS  2u
+#define LIST_SESSION_NAME "pv.list.session"
+#define LIST_MEMFD_NAME	  "pv.list.memfd"
 
-bool notify_there(void)
-{
-	const char *path = getenv("NOTIFY_SOCKET");
-
-	return path && path[0];
-}
+static struct pvi_notify manager;
 
 /* What comes from systemd's store, or has been there all along, need not go there. */
 static bool quiet;
+
+void notify_init(void)
+{
+	pvi_notify_init(&manager);
+}
+
+bool notify_there(void)
+{
+	return manager.bytes != 0;
+}
 
 void notify_quiet(bool yes)
 {
 	quiet = yes;
 }
 
-static int notify_socket(struct sockaddr_un *sun, socklen_t *bytes)
-{
-	const struct timeval timeout = {SEND_TIMEOUT, 0};
-	const char *path = getenv("NOTIFY_SOCKET");
-	size_t n = strlen(path);
-	int fd;
-
-	if (n >= sizeof(sun->sun_path) || (path[0] != '/' && path[0] != '@'))
-		return -EINVAL;
-	*sun = (struct sockaddr_un){.sun_family = AF_UNIX};
-	memcpy(sun->sun_path, path, n);
-	if (path[0] == '@')
-		sun->sun_path[0] = 0;
-	*bytes = (socklen_t) (offsetof(struct sockaddr_un, sun_path) + n + (path[0] == '/'));
-	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return -errno;
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
-	return fd;
-}
-
-static int send_fd(const char *text, int fd)
-{
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
-	struct iovec iov = {(void *) (uintptr_t) text, strlen(text)};
-	struct sockaddr_un sun;
-	struct msghdr msg = {.msg_name = &sun, .msg_iov = &iov, .msg_iovlen = 1};
-	int rc = 0, sock = notify_socket(&sun, &msg.msg_namelen);
-
-	if (sock < 0)
-		return sock;
-	if (fd >= 0) {
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-		msg.msg_control = &control;
-		msg.msg_controllen = sizeof(control);
-	}
-	if (sendmsg(sock, &msg, MSG_NOSIGNAL) < 0)
-		rc = -errno;
-	close(sock);
-	return rc;
-}
-
 static void say(const char *text, int fd)
 {
-	int rc = notify_there() ? send_fd(text, fd) : 0;
-
-	if (rc)
-		log_error("systemd cannot be told (%s): %.60s", strerror(-rc), text);
+	if (notify_there() && pvi_notify_send(&manager, fd, "%s", text))
+		log_error("%s: %.60s", pv_last_error(), text);
 }
 
 void notify_say(const char *text)
@@ -131,20 +90,45 @@ void notify_remove(const struct store *s, uint64_t token)
 	say(text, -1);
 }
 
-/* It closes the pipe's end once it has done all that was sent before. */
-int notify_barrier(int timeout_ms)
+unsigned int notify_name_bytes(const struct store *s, uint64_t token)
 {
-	struct pollfd p;
-	int ends[2], rc;
+	char name[NAME_BYTES];
 
-	if (pipe2(ends, O_CLOEXEC))
-		return -errno;
-	rc = send_fd("BARRIER=1", ends[1]);
-	close(ends[1]);
-	p = (struct pollfd){ends[0], 0, 0};
-	if (rc == 0)
-		rc = poll(&p, 1, timeout_ms) > 0 ? 0 : -ETIMEDOUT;
-	close(ends[0]);
+	name_of(s, token, name);
+	return (unsigned int)strlen(name) + 1;
+}
+
+/* They come back as one string of the environment, of 128 KiB at most, or the agent could not be
+ * executed any more. And systemd drops what is more than FileDescriptorStoreMax= ($FDSTORE) without
+ * a word. */
+bool notify_room(const struct agent *a, unsigned int descriptors)
+{
+	const char *limit = getenv("FDSTORE");
+
+	if (!notify_there())
+		return true;
+	if (limit && a->nkept + descriptors + LIST_DESCRIPTORS > strtoul(limit, NULL, 10))
+		return false;
+	return a->name_bytes + (uint64_t)descriptors * NAME_BYTES <= NAMES_BYTES_MAX;
+}
+
+void notify_list(const struct agent *a, bool there)
+{
+	if (!there) {
+		say("FDSTOREREMOVE=1\nFDNAME=" LIST_SESSION_NAME, -1);
+		say("FDSTOREREMOVE=1\nFDNAME=" LIST_MEMFD_NAME, -1);
+		return;
+	}
+	say("FDSTORE=1\nFDPOLL=0\nFDNAME=" LIST_SESSION_NAME, a->list_session);
+	say("FDSTORE=1\nFDPOLL=0\nFDNAME=" LIST_MEMFD_NAME, a->list_memfd);
+}
+
+int notify_barrier(void)
+{
+	int rc = pvi_notify_barrier(&manager);
+
+	if (rc)
+		log_error("%s", pv_last_error());
 	return rc;
 }
 
@@ -197,6 +181,27 @@ static int receive_kept(struct agent *a, const char *name, int fd)
 	return rc;
 }
 
+/* Before the stores, which would begin a new one. After a kexec nothing is left of it to be wanted:
+ * what has passed it in has the stores as well. */
+static bool receive_list(struct agent *a, const char *name, int fd)
+{
+	bool session = strcmp(name, LIST_SESSION_NAME) == 0;
+
+	if (!session && strcmp(name, LIST_MEMFD_NAME) != 0)
+		return false;
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	*(session ? &a->list_session : &a->list_memfd) = fd;
+	return true;
+}
+
+static void check_list(struct agent *a)
+{
+	if (a->list_session >= 0 && a->list_memfd >= 0 && !session_came_through(a->list_session))
+		return;
+	if (a->list_session >= 0 || a->list_memfd >= 0)
+		list_close(a);
+}
+
 static bool listens(int fd)
 {
 	int type = 0, listening = 0;
@@ -225,7 +230,6 @@ static void receive_one(struct agent *a, const char *name, int fd)
 	} else if (a->listener < 0 && listens(fd)) {
 		fcntl(fd, F_SETFL, O_NONBLOCK);
 		a->listener = fd;
-		a->listener_is_ours = false;
 		return;
 	} else {
 		log_warning("systemd passed a descriptor %s, which is not known", name);
@@ -233,30 +237,37 @@ static void receive_one(struct agent *a, const char *name, int fd)
 	close_later(fd);
 }
 
+/** In turn, those of the list or the others. */
+static void receive_all(struct agent *a, const char *names, int n, bool list)
+{
+	char name[300];
+
+	for (int i = 0; i < n; i++) {
+		size_t bytes = strcspn(names, ":");
+
+		snprintf(name, sizeof(name), "%.*s", bytes < sizeof(name) ? (int)bytes : 0, names);
+		names += bytes + (names[bytes] == ':');
+		if (list)
+			receive_list(a, name, 3 + i);
+		else if (3 + i != a->list_session && 3 + i != a->list_memfd)
+			receive_one(a, name, 3 + i);
+	}
+}
+
 int notify_receive(struct agent *a)
 {
 	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
-	const char *all = getenv("LISTEN_FDNAMES");
-	char *names = NULL, *rest;
-	int n = 0;
+	const char *names = getenv("LISTEN_FDNAMES");
+	int n = pid && count && atoi(pid) == getpid() ? atoi(count) : 0;
 
-	if (pid && count && atoi(pid) == getpid()) {
-		n = atoi(count);
-		names = strdup(all ? all : "");
-		if (!names)
-			return -ENOMEM;
-		rest = names;
-		notify_quiet(true);
-		for (int i = 0; i < n; i++) {
-			const char *name = rest ? strsep(&rest, ":") : "";
-
-			receive_one(a, name, 3 + i);
-		}
-		notify_quiet(false);
-		free(names);
-		if (a->nstores)
-			log_notice("systemd kept %u descriptors of %u stores", a->nkept, a->nstores);
-	}
+	receive_all(a, names ? names : "", n, true);
+	check_list(a);
+	notify_quiet(true);
+	receive_all(a, names ? names : "", n, false);
+	notify_quiet(false);
+	if (a->nstores)
+		log_notice("%u descriptors of %u stores were passed in", a->nkept, a->nstores);
+	list_update(a);
 	unsetenv("LISTEN_PID");
 	unsetenv("LISTEN_FDS");
 	unsetenv("LISTEN_FDNAMES");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Requests of the agent's own protocol: binding a connection to a store, and what concerns stores as a
- * whole. What takes time (prepare, cancel, finish) is begun here and goes on in job.c.
+ * Requests of the agent's own protocol: binding a connection to a store, and what concerns stores
+ * as a whole. What takes time (prepare, cancel, finish) is begun here and goes on in job.c.
  */
 #include <errno.h>
 #include <string.h>

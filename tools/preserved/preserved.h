@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * preserved: the agent. It keeps the descriptors of many stores of many users while no process of the
- * applications exists, and speaks agent_proto.h. It never maps or reads them.
+ * preserved: the agent. It keeps the descriptors of many stores of many users while no process of
+ *the applications exists, and speaks agent_proto.h. It never maps or reads them.
  *
  *	client.c	connections: accepting, receiving, who may have how many
  *	serve.c		requests about one store: the holder's protocol
@@ -12,12 +12,14 @@
  *	verify.c	which descriptors are fit to be kept; closing those that are not
  *	state.c		everything kept, carried across an exec
  *	notify.c	systemd: its descriptor store, its sockets, the barrier before the end
+ *	guard.c		the same without systemd: a process that starts the agent again
+ *	listen.c	the socket, without systemd, and signals
  *	config.c	options and the configuration file
  *	agent.c		all of it, empty
  *	main.c		start, signals, end
  *
- * One thread runs all of it and blocks in poll only; other threads do nothing but close descriptors.
- * Functions return 0 or a negative errno.
+ * One thread runs all of it and blocks in poll only; other threads do nothing but close
+ *descriptors. Functions return 0 or a negative errno.
  */
 #ifndef PRESERVED_H
 #define PRESERVED_H
@@ -47,12 +49,12 @@ struct client;
 
 /** What somebody waits for; op 0: nothing. */
 struct job {
-	uint16_t op;	       /* AGENT_PREPARE, AGENT_CANCEL, AGENT_FINISH */
-	struct client *asker;  /* gets the reply; NULL: went away */
-	struct client *owner;  /* has the store open and does its part; gets a reply too */
-	int64_t deadline_ms;   /* for the owner to do it */
-	pid_t worker;	       /* 0: it is the owner that is waited for, or */
-	bool queued;	       /* one of WORKERS_MAX to be free */
+	uint16_t op;	      /* AGENT_PREPARE, AGENT_CANCEL, AGENT_FINISH */
+	struct client *asker; /* gets the reply; NULL: went away */
+	struct client *owner; /* has the store open and does its part; gets a reply too */
+	int64_t deadline_ms;  /* for the owner to do it */
+	pid_t worker;	      /* 0: it is the owner that is waited for, or */
+	bool queued;	      /* one of WORKERS_MAX to be free */
 };
 
 struct store {
@@ -60,14 +62,14 @@ struct store {
 	uint32_t uid;
 	uint32_t gid;
 	uint32_t mode;
-	uint64_t id;	  /* tells this store from any other that ever had its name */
-	uint64_t changes; /* of what is kept */
+	uint64_t id;	   /* tells this store from any other that ever had its name */
+	uint64_t changes;  /* of what is kept */
 	struct kept *kept; /* ascending by token */
 	unsigned int n;
 	unsigned int room;
 	uint64_t bytes;
-	bool claimed;	     /* its owner has fetched it, or it was made here */
-	int64_t arrived_ms;  /* when it came, if nobody has claimed it */
+	bool claimed;	    /* its owner has fetched it, or it was made here */
+	int64_t arrived_ms; /* when it came, if nobody has claimed it */
 	struct job job;
 };
 
@@ -110,16 +112,16 @@ struct agent {
 	struct store **stores; /* by uid and name */
 	unsigned int nstores;
 	unsigned int room;
-	unsigned int nkept; /* descriptors of all stores */
+	unsigned int nkept;  /* descriptors of all stores */
+	uint64_t name_bytes; /* of their names in systemd's store */
 	struct client *clients[CLIENTS_MAX];
 	unsigned int nclients;
 	unsigned int clients_max;
 	uint64_t files_max;
 	uint64_t id; /* stands for stores that do not exist */
 	int listener;
-	bool listener_is_ours; /* not systemd's */
-	int signals;	       /* signalfd; -1: none */
-	int lock;	       /* on SOCKET.lock, or -1 */
+	int signals;	  /* signalfd; -1: none */
+	int lock;	  /* on SOCKET.lock, or -1: the socket was passed in */
 	int list_session;      /* luo.c, or -1 */
 	int list_memfd;
 	bool stop;
@@ -131,10 +133,10 @@ struct agent {
 /* ---- log.c ---- */
 /** level: 3 error, 4 warning, 5 notice, 6 info, as syslog(3) has them. */
 __attribute__((format(printf, 2, 3))) void log_line(int level, const char *format, ...);
-#define log_error(...)	log_line(3, __VA_ARGS__)
+#define log_error(...)	 log_line(3, __VA_ARGS__)
 #define log_warning(...) log_line(4, __VA_ARGS__)
-#define log_notice(...) log_line(5, __VA_ARGS__)
-#define log_info(...)	log_line(6, __VA_ARGS__)
+#define log_notice(...)	 log_line(5, __VA_ARGS__)
+#define log_info(...)	 log_line(6, __VA_ARGS__)
 int64_t now_ms(void);
 uint64_t random_id(void);
 
@@ -211,6 +213,7 @@ int job_worker(const char *what, const char *socket, uint32_t uid, const char *n
 /* ---- luo.c ---- */
 /** See that there is a list to write to: to be asked before a store counts as prepared. */
 int list_ready(struct agent *a);
+void list_close(struct agent *a);
 /** Write down which stores are prepared, for the next kernel's agent. */
 void list_update(struct agent *a);
 /** After a kexec: have the sessions of all stores that were prepared. */
@@ -223,18 +226,40 @@ int state_restart(struct agent *a);
 int state_resume(struct agent *a, const char *text);
 
 /* ---- notify.c ---- */
+/** Take systemd's address from the environment. */
+void notify_init(void);
 bool notify_there(void);
 /** From now on: do not tell systemd what is kept, it has it. */
 void notify_quiet(bool yes);
 void notify_say(const char *text);
 void notify_store(const struct store *s, const struct kept *k);
 void notify_remove(const struct store *s, uint64_t token);
+/** How long the name is there. */
+unsigned int notify_name_bytes(const struct store *s, uint64_t token);
+/** May so many more be kept, so that they can all be passed in again? A name is not known yet. */
+bool notify_room(const struct agent *a, unsigned int descriptors);
+/** The list of prepared stores is there, or no longer. */
+void notify_list(const struct agent *a, bool there);
 /** Wait until systemd has seen all of the above. */
-int notify_barrier(int timeout_ms);
+int notify_barrier(void);
 /** Sockets and descriptors that systemd passes in. */
 int notify_receive(struct agent *a);
 
+/* ---- guard.c ---- */
+#define GUARD_ENV "PRESERVED_GUARDED" /* set: the agent has a guard */
+/** Start the agent, again and again, until it ends by itself; the exit status. */
+int guard_run(const struct config *c, const char *program, char **argv);
+
 /* ---- agent.c ---- */
+/** Do not be killed for want of memory, nor looked into: what we have is that of all users. */
+void process_protect(void);
+
+/* ---- listen.c ---- */
+/** The socket, in a directory that is made if need be, and a lock beside it, for there is one agent. */
+int listen_at(const struct config *c, int *lock);
+/** SIGHUP, SIGTERM, SIGINT and SIGCHLD by a descriptor. */
+int signals_take(void);
+
 /** For tests as well: everything but options, signals and the socket. */
 int agent_init(struct agent *a);
 void agent_free(struct agent *a);

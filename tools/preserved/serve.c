@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Requests about the store that a connection is bound to: the holder's protocol, with the holder's
- * rules. What changes something is refused with -ESTALE unless the sender knows what is kept. A store
- * that does not exist answers like a fresh holder; the first KEEP makes it.
+ * rules. What changes something is refused with -ESTALE unless the sender knows what is kept. A
+ * store that does not exist answers like a fresh holder; the first KEEP makes it.
  */
 #include <errno.h>
 #include <unistd.h>
@@ -142,12 +142,11 @@ bool serve(struct agent *a, struct client *c, const struct holder_msg *m, int *f
 	if (store_access(a, c->uid, c->gid, c->store_uid, s) < c->access)
 		return reply_status(a, c, m->op, -EACCES);
 	if ((m->op == HOLDER_KEEP) != (*fd >= 0))
-		return reply_status(a, c, m->op,
-				    m->op == HOLDER_KEEP && cut ? -EMFILE : -EINVAL);
+		return reply_status(a, c, m->op, m->op == HOLDER_KEEP && cut ? -EMFILE : -EINVAL);
 	switch (m->op) {
 	case HOLDER_STATUS:
 		status.more = s ? s->n : 0;
-		status.token = (uint64_t) getpid();
+		status.token = (uint64_t)getpid();
 		return reply(a, c, &status, -1);
 	case HOLDER_FETCH:
 		return fetch(a, c, m->token);

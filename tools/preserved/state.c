@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Restart: the program is executed anew, in the same process, with all that it keeps. What the
- * descriptors are is in a sealed memfd, whose number is in the environment. Connections end; clients
- * connect again, and the listening socket, which stays, has them wait meanwhile.
+ * descriptors are is in a sealed memfd, whose number is in the environment. Connections end;
+ * clients connect again, and the listening socket, which stays, has them wait meanwhile.
  *
- * Before that the new program is asked (--check, with the same arguments) whether it starts at all and
- * reads this version of the state: if not, nothing happens.
+ * Before that the new program is asked (--check, with the same arguments) whether it starts at all
+ * and reads this version of the state: if not, nothing happens.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,9 +20,9 @@
 
 #include "preserved.h"
 
-#define STATE_ENV     "PRESERVED_STATE"
-#define STATE_MAGIC   0x5441545347415650ull /* "PVAGSTAT" */
-#define CHECK_MS      5000
+#define STATE_ENV   "PRESERVED_STATE"
+#define STATE_MAGIC 0x5441545347415650ull /* "PVAGSTAT" */
+#define CHECK_MS    5000
 
 extern char **environ;
 
@@ -34,7 +34,7 @@ struct state_rec {
 	uint32_t store_bytes;
 	uint32_t kept_bytes;
 	uint32_t nstores;
-	uint32_t listener_is_ours;
+	uint32_t reserved;
 	int32_t listener;
 	int32_t lock;
 	int32_t list_session;
@@ -69,7 +69,7 @@ _Static_assert(sizeof(struct state_kept_rec) == 24, "state_kept_rec");
 
 static int put(int fd, const void *bytes, size_t n)
 {
-	return write(fd, bytes, n) == (ssize_t) n ? 0 : -EIO;
+	return write(fd, bytes, n) == (ssize_t)n ? 0 : -EIO;
 }
 
 static int put_store(int fd, const struct store *s)
@@ -87,9 +87,8 @@ static int put_store(int fd, const struct store *s)
 	memcpy(r.name, s->name, sizeof(r.name));
 	rc = put(fd, &r, sizeof(r));
 	for (unsigned int i = 0; i < s->n && !rc; i++) {
-		struct state_kept_rec k = {.token = s->kept[i].token,
-					   .bytes = s->kept[i].bytes,
-					   .fd = s->kept[i].fd};
+		struct state_kept_rec k = {
+			.token = s->kept[i].token, .bytes = s->kept[i].bytes, .fd = s->kept[i].fd};
 
 		rc = put(fd, &k, sizeof(k));
 	}
@@ -104,7 +103,6 @@ static int state_write(const struct agent *a)
 			      .store_bytes = sizeof(struct state_store_rec),
 			      .kept_bytes = sizeof(struct state_kept_rec),
 			      .nstores = a->nstores,
-			      .listener_is_ours = a->listener_is_ours,
 			      .listener = a->listener,
 			      .lock = a->lock,
 			      .list_session = a->list_session,
@@ -117,8 +115,7 @@ static int state_write(const struct agent *a)
 	rc = put(fd, &r, sizeof(r));
 	for (unsigned int i = 0; i < a->nstores && !rc; i++)
 		rc = put_store(fd, a->stores[i]);
-	if (!rc && fcntl(fd, F_ADD_SEALS,
-			 F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+	if (!rc && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
 		rc = -errno;
 	if (rc) {
 		close(fd);
@@ -185,9 +182,10 @@ int state_restart(struct agent *a)
 	int state, rc = successor_check(a);
 
 	if (rc) {
-		log_error("no restart: %s does not start with these arguments, or does not read our "
-			  "state (%s)",
-			  a->program, strerror(-rc));
+		log_error(
+			"no restart: %s does not start with these arguments, or does not read our "
+			"state (%s)",
+			a->program, strerror(-rc));
 		return rc;
 	}
 	state = state_write(a);
@@ -268,7 +266,6 @@ static int take_all(struct agent *a, struct reader *r)
 	    head.version != STATE_VERSION)
 		return -EBADMSG;
 	a->listener = head.listener;
-	a->listener_is_ours = head.listener_is_ours;
 	a->lock = head.lock;
 	a->list_session = head.list_session;
 	a->list_memfd = head.list_memfd;
@@ -294,11 +291,11 @@ int state_resume(struct agent *a, const char *text)
 	fd = atoi(text);
 	unsetenv(STATE_ENV);
 	size = lseek(fd, 0, SEEK_END);
-	bytes = size > 0 ? malloc((size_t) size) : NULL;
-	if (!bytes || pread(fd, bytes, (size_t) size, 0) != size) {
+	bytes = size > 0 ? malloc((size_t)size) : NULL;
+	if (!bytes || pread(fd, bytes, (size_t)size, 0) != size) {
 		rc = -EBADMSG;
 	} else {
-		r = (struct reader){bytes, (size_t) size};
+		r = (struct reader){bytes, (size_t)size};
 		notify_quiet(true);
 		rc = take_all(a, &r);
 		notify_quiet(false);
@@ -306,7 +303,8 @@ int state_resume(struct agent *a, const char *text)
 	free(bytes);
 	close(fd);
 	if (rc) {
-		log_error("what the agent kept before its restart cannot be read: %s", strerror(-rc));
+		log_error("what the agent kept before its restart cannot be read: %s",
+			  strerror(-rc));
 		return rc;
 	}
 	log_notice("restarted with %u stores, %u descriptors", a->nstores, a->nkept);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Stores: who owns them, and the descriptors that they keep. A store is there as long as it keeps
- * something. What changes here is told to systemd's descriptor store at once, so that the death of the
- * agent between any two requests loses nothing there.
+ * something. What changes here is told to systemd's descriptor store at once, so that the death of
+ * the agent between any two requests loses nothing there.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -152,6 +152,7 @@ int store_keep(struct agent *a, struct store *s, uint64_t token, int fd, uint64_
 		memmove(&s->kept[i + 1], &s->kept[i], (s->n - i) * sizeof(*s->kept));
 		s->n++;
 		a->nkept++;
+		a->name_bytes += notify_name_bytes(s, token);
 	}
 	s->kept[i] = (struct kept){token, bytes, fd};
 	s->bytes += bytes;
@@ -172,6 +173,7 @@ void store_drop(struct agent *a, struct store *s, uint64_t token)
 	let_go(&s->kept[i]);
 	s->n--;
 	a->nkept--;
+	a->name_bytes -= notify_name_bytes(s, token);
 	memmove(&s->kept[i], &s->kept[i + 1], (s->n - i) * sizeof(*s->kept));
 	if (token == HOLDER_TOKEN_OUTGOING)
 		list_update(a);
@@ -200,7 +202,8 @@ int store_quota(const struct agent *a, uint32_t uid, unsigned int stores, unsign
 	uint64_t has_stores = 0, has_descriptors = 0, has_bytes = 0;
 
 	/* What is kept leaves room for the connections, and for what they bring. */
-	if (a->nkept + descriptors + 2 * a->clients_max + 64 > a->files_max)
+	if (a->nkept + descriptors + 2 * a->clients_max + 64 > a->files_max ||
+	    !notify_room(a, descriptors))
 		return -EMFILE;
 	for (unsigned int i = 0; i < a->nstores; i++) {
 		if (a->stores[i]->uid != uid)
@@ -219,7 +222,7 @@ int store_quota(const struct agent *a, uint32_t uid, unsigned int stores, unsign
 enum access store_access(const struct agent *a, uint32_t uid, uint32_t gid, uint32_t owner,
 			 const struct store *s)
 {
-	(void) a;
+	(void)a;
 	if (uid == owner || uid == 0 || uid == geteuid())
 		return ACCESS_FULL;
 	if (s && ((s->mode & 0004) || ((s->mode & 0040) && gid == s->gid)))
@@ -227,7 +230,8 @@ enum access store_access(const struct agent *a, uint32_t uid, uint32_t gid, uint
 	return ACCESS_NONE;
 }
 
-/* The lock is asked for on an open file description of our own: ours has that of whoever gave it. */
+/* The lock is asked for on an open file description of our own: ours has that of whoever gave it.
+ */
 int store_open(const struct store *s)
 {
 	struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Descriptors that others send: which of them are fit to be kept, and how to be rid of the rest. To
- * close one may block for as long as its sender likes (a file system of his own), and to free a memfd
- * takes time as well, so it is done by threads that do nothing else.
+ * close one may block for as long as its sender likes (a file system of his own), and to free a
+ * memfd takes time as well, so it is done by threads that do nothing else.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -52,8 +52,8 @@ int verify(uint64_t token, int fd, uint32_t pages, uint64_t *bytes)
 		return -EPERM;
 	if (fstat(fd, &st))
 		return -errno;
-	*bytes = (uint64_t) st.st_size;
-	return pages && (uint64_t) pages * HOLDER_SIZE_UNIT != *bytes ? -EMSGSIZE : 0;
+	*bytes = (uint64_t)st.st_size;
+	return pages && (uint64_t)pages * HOLDER_SIZE_UNIT != *bytes ? -EMSGSIZE : 0;
 }
 
 int reopen(int fd)
@@ -70,7 +70,7 @@ static atomic_int closers;
 
 static void *closer(void *arg)
 {
-	close((int) (intptr_t) arg);
+	close((int)(intptr_t)arg);
 	atomic_fetch_sub(&closers, 1);
 	return NULL;
 }
@@ -84,13 +84,14 @@ void close_later(int fd)
 
 	if (atomic_fetch_add(&closers, 1) < CLOSERS_MAX && pthread_attr_init(&attr) == 0) {
 		pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-		rc = pthread_create(&thread, &attr, closer, (void *) (intptr_t) fd);
+		rc = pthread_create(&thread, &attr, closer, (void *)(intptr_t)fd);
 		pthread_attr_destroy(&attr);
 	}
 	if (rc == 0)
 		return;
 	atomic_fetch_sub(&closers, 1);
-	/* That many cannot be closed at the moment: of anything else it is not known what closing does. */
+	/* That many cannot be closed at the moment: of anything else it is not known what closing
+	 * does. */
 	if (memfd)
 		close(fd);
 	else
