@@ -78,11 +78,11 @@ static char **arguments(const char *argument, va_list more)
 	static char option[] = "--socket";
 	unsigned int n = 0;
 
-	argv[n++] = (char *) (uintptr_t) program();
+	argv[n++] = (char *)(uintptr_t)program();
 	argv[n++] = option;
 	argv[n++] = agent_path;
 	for (; argument && n < ARGUMENTS - 1; argument = va_arg(more, const char *))
-		argv[n++] = (char *) (uintptr_t) argument;
+		argv[n++] = (char *)(uintptr_t)argument;
 	argv[n] = NULL;
 	return argv;
 }
@@ -120,10 +120,10 @@ void agent_start_systemd(const char *notify, const int *fds, unsigned int nfds, 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		/* First out of the way of each other, then where they belong; without O_CLOEXEC. */
 		for (unsigned int i = 0; i < nfds; i++)
-			if (dup2(fds[i], (int) (200 + i)) < 0)
+			if (dup2(fds[i], (int)(200 + i)) < 0)
 				_exit(126);
 		for (unsigned int i = 0; i < nfds; i++)
-			if (dup2((int) (200 + i), (int) (3 + i)) < 0 || close((int) (200 + i)))
+			if (dup2((int)(200 + i), (int)(3 + i)) < 0 || close((int)(200 + i)))
 				_exit(126);
 		setenv("NOTIFY_SOCKET", notify, 1);
 		snprintf(number, sizeof(number), "%u", nfds);
@@ -215,9 +215,8 @@ int bound(uint32_t uid)
 int holder_request(int sock, uint16_t op, uint64_t token, uint32_t more, const int *fds,
 		   unsigned int nfds)
 {
-	struct holder_msg m = {.magic = HOLDER_MAGIC,
-			       .version = HOLDER_VERSION,
-			       .op = HOLDER_STATUS};
+	struct holder_msg m = {
+		.magic = HOLDER_MAGIC, .version = HOLDER_VERSION, .op = HOLDER_STATUS};
 	union {
 		struct cmsghdr head;
 		char bytes[CMSG_SPACE(16 * sizeof(int))];

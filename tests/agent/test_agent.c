@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The contract of handover.h on the backend `agent`, whole stores on top of it, which backend `auto`
- * takes, and what the agent makes of clients that send rubbish, hang or want too much.
+ * The contract of handover.h on the backend `agent`, whole stores on top of it, which backend
+ * `auto` takes, and what the agent makes of clients that send rubbish, hang or want too much.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +17,7 @@
 
 #include <preserve/preserve.h>
 
+#include "luo_uapi.h"
 #include "support.h"
 
 /* ---- the contract ---- */
@@ -105,7 +106,7 @@ static uint64_t *number_of(struct pv_store *s)
 	pv_type_t type;
 
 	if (pv_type_register(s, &def, &type) ||
-	    pv_root(s, "number", type, sizeof(*number), (void **) &number, NULL)) {
+	    pv_root(s, "number", type, sizeof(*number), (void **)&number, NULL)) {
 		print_error("%s\n", pv_last_error());
 		return NULL;
 	}
@@ -152,13 +153,14 @@ static void store_outlives_kill(void **state)
 	assert_int_equal(pv_open(STORE, &test_options, &s), -ENOENT);
 }
 
-/** A holder that has the store keeps it; otherwise the agent is taken, and if it is down, that is said. */
+/** A holder that has the store keeps it; otherwise the agent is taken, and if it is down, that is
+ * said. */
 static void auto_takes_the_agent(void **state)
 {
 	struct pvi_handover *h;
 	char dir[64];
 
-	snprintf(dir, sizeof(dir), "%.*s", (int) (strlen(agent_path) - strlen("/agent.socket")),
+	snprintf(dir, sizeof(dir), "%.*s", (int)(strlen(agent_path) - strlen("/agent.socket")),
 		 agent_path);
 	setenv("PRESERVE_AGENT", agent_path, 1);
 	test_options.handover = PV_HANDOVER_AUTO;
@@ -315,15 +317,35 @@ static void unfit_descriptors_are_refused(void **state)
 }
 
 /** Before it is said which store is meant, and with things that are no messages. */
+/** A kernel without LUO: said, and nothing has changed. */
+static void no_luo_is_said(void **state)
+{
+	int expected = access(LUO_DEVICE, F_OK) == 0 ? 0 : -ENODEV;
+	static const uint64_t numbers[1] = {5};
+	struct pvi_handover *h;
+
+	agent_start(NULL);
+	h = test_open();
+	assert_int_equal(test_keep(h, 0, 5), 0);
+	assert_int_equal(pv_agent_prepare(agent_path, PV_AGENT_SELF, STORE, 100), expected);
+	assert_int_equal(pv_agent_cancel(agent_path, PV_AGENT_SELF, STORE, 100), 0);
+	test_expect(h, 1, numbers);
+	h->ops->close(h);
+}
+
 static void rubbish_ends_the_connection(void **state)
 {
-	struct holder_msg h = {.magic = HOLDER_MAGIC, .version = HOLDER_VERSION, .op = HOLDER_STATUS};
+	struct holder_msg h = {
+		.magic = HOLDER_MAGIC, .version = HOLDER_VERSION, .op = HOLDER_STATUS};
 	struct agent_msg m = {.magic = AGENT_MAGIC, .version = AGENT_VERSION, .op = AGENT_LIST};
 	static char large[70000];
 	struct {
 		const void *bytes;
 		size_t n;
-	} bad[] = {{&h, sizeof(h)}, {&m, sizeof(m) - 1}, {large, 1}, {large, sizeof(m)},
+	} bad[] = {{&h, sizeof(h)},
+		   {&m, sizeof(m) - 1},
+		   {large, 1},
+		   {large, sizeof(m)},
 		   {large, sizeof(large)}};
 	char byte;
 	int sock;
@@ -335,7 +357,7 @@ static void rubbish_ends_the_connection(void **state)
 		assert_int_equal(pvi_agent_connect(agent_path, &sock), 0);
 		fcntl(sock, F_SETFL, 0);
 		setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
-		assert_int_equal(send(sock, bad[i].bytes, bad[i].n, 0), (ssize_t) bad[i].n);
+		assert_int_equal(send(sock, bad[i].bytes, bad[i].n, 0), (ssize_t)bad[i].n);
 		assert_int_equal(recv(sock, &byte, 1, 0), 0);
 		close(sock);
 	}
@@ -371,7 +393,8 @@ static void hanging_clients_harm_nobody(void **state)
 		assert_int_equal(pvi_agent_connect(agent_path, &silent[i]), 0);
 	deaf = bound(AGENT_UID_SELF);
 	assert_true(deaf >= 0);
-	for (unsigned int i = 0; i < 5000 && send(deaf, &list, sizeof(list), MSG_DONTWAIT) > 0; i++) {
+	for (unsigned int i = 0; i < 5000 && send(deaf, &list, sizeof(list), MSG_DONTWAIT) > 0;
+	     i++) {
 	}
 	assert_int_equal(test_keep(h, 0, 7), 0);
 	assert_int_equal(h->ops->check(h), 0);
@@ -435,6 +458,7 @@ int main(void)
 		CASE(many_stores),
 		CASE(quotas_hold),
 		CASE(quota_of_descriptors_holds),
+		CASE(no_luo_is_said),
 		CASE(unfit_descriptors_are_refused),
 		CASE(rubbish_ends_the_connection),
 		CASE(hanging_clients_harm_nobody),

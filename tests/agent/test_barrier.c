@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Preparing and cancelling through the agent: who does it, who waits for whom, and what becomes of it
- * when somebody does not answer. The agent is the one of fake_luo.c, and the growth of a store that is
- * prepared preserves nothing but is counted here.
+ * Preparing and cancelling through the agent: who does it, who waits for whom, and what becomes of
+ * it when somebody does not answer. The agent is the one of fake_luo.c, and the growth of a store
+ * that is prepared preserves nothing but is counted here.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -42,13 +42,18 @@ static int barrier_setup(void **state)
 	return rc;
 }
 
-static void preserving(unsigned int ms, int error)
+static void faking(unsigned int ms, int error, int create_error)
 {
 	FILE *f = fopen(getenv("FAKE_LUO_FILE"), "we");
 
 	assert_non_null(f);
-	fprintf(f, "%u %d\n", ms, error);
+	fprintf(f, "%u %d %d\n", ms, error, create_error);
 	assert_int_equal(fclose(f), 0);
+}
+
+static void preserving(unsigned int ms, int error)
+{
+	faking(ms, error, 0);
 }
 
 static struct pv_agent_entry entry(const char *name)
@@ -78,7 +83,7 @@ static int64_t ms_now(void)
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (int64_t) t.tv_sec * 1000 + t.tv_nsec / 1000000;
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 static int prepare(const char *name, uint32_t ms)
@@ -132,6 +137,11 @@ static void failure_is_told(void **state)
 	assert_int_equal(pv_close(open_store()), 0);
 	preserving(0, EFBIG);
 	assert_int_equal(prepare(STORE, 100), -EFBIG);
+	assert_false(entry(STORE).prepared);
+	assert_int_equal(entry(STORE).descriptors, 2);
+	/* A session of this name that somebody else has. */
+	faking(0, 0, EEXIST);
+	assert_int_equal(prepare(STORE, 100), -EEXIST);
 	assert_false(entry(STORE).prepared);
 	assert_int_equal(entry(STORE).descriptors, 2);
 	preserving(0, 0);

@@ -233,8 +233,8 @@ static void false_agents_are_recognised(void **state)
 
 		memset(&storage, 0, sizeof(storage));
 		storage.ss_family = AF_UNIX;
-		memcpy((char *) &storage + 2, agent_path, strlen(agent_path));
-		TEST_CHILD_CHECK(bind(listener, (struct sockaddr *) &storage, 110) == 0);
+		memcpy((char *)&storage + 2, agent_path, strlen(agent_path));
+		TEST_CHILD_CHECK(bind(listener, (struct sockaddr *)&storage, 110) == 0);
 		TEST_CHILD_CHECK(chmod(agent_path, 0666) == 0);
 		become(OTHER_USER);
 		TEST_CHILD_CHECK(listen(listener, 5) == 0);
@@ -263,8 +263,10 @@ static void false_agents_are_recognised(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		CASE(names_are_each_users_own),	 CASE(strangers_get_nothing),
-		CASE(readers_read),		 CASE(quotas_are_each_users_own),
+		CASE(names_are_each_users_own),
+		CASE(strangers_get_nothing),
+		CASE(readers_read),
+		CASE(quotas_are_each_users_own),
 		CASE(false_agents_are_recognised),
 	};
 
