@@ -18,7 +18,7 @@
 #include "internal.h"
 
 #define CHUNK_MIN     (16ull << 10)
-#define CHUNK_SHIFT   3		    /* a chunk is at most 1/8 of what is used */
+#define CHUNK_SHIFT   4		    /* a chunk is at most 1/16 of what is used */
 #define COLLAPSES_MAX 8u	    /* failures in a row, then no more is tried */
 #define IDLE_MIN      (16ull << 20) /* that much may lie idle, */
 #define IDLE_SHIFT    2		    /* or 1/4 of what is used */
@@ -55,7 +55,7 @@ int pvi_backing_commit(struct pv_store *s, struct pvi_segment *seg, uint32_t pag
 
 	if (all_committed(seg, page, n))
 		return 0;
-	while (chunk < used >> CHUNK_SHIFT && chunk < PVI_HUGE_BYTES)
+	while (2 * chunk <= used >> CHUNK_SHIFT && chunk < PVI_HUGE_BYTES)
 		chunk *= 2;
 	pages = (uint32_t) (chunk >> s->page_shift);
 	from = page / pages * pages;
