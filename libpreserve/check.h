@@ -115,7 +115,7 @@ static inline bool pvi_check_find(const struct pvi_check *c, uint64_t off,
 		const struct pvi_class *class = &s->classes[pvi_rec_class(p->rec)];
 
 		in = off - o->off;
-		slot = pvi_page_slot(in / 16, class->reciprocal, NULL);
+		slot = pvi_page_slot(in / 8, class->reciprocal, NULL);
 		if (slot >= class->nslots)
 			return false;
 		o->off += slot * class->slot_bytes;

@@ -57,13 +57,13 @@ static bool is_pending(const struct pvi_check *c, uint64_t off)
 	const struct pvi_segment *seg = pvi_store_segment(c->s, off);
 	const struct pvi_page *page;
 	struct pvi_check_object o;
-	uint32_t slot;
+	uint64_t slot;
 
 	if (c->s->readonly || !c->r.transactions || !seg || off - seg->data_off >= seg->data_bytes)
 		return false;
 	page = pvi_store_page(c->s, off);
 	if (page->slab && pvi_check_find(c, off, &o)) {
-		slot = pvi_page_slot((uint64_t)(c->s->base + off - (uintptr_t)page->slab) / 16,
+		slot = pvi_page_slot((c->s->base + off - (uintptr_t)page->slab) / 8,
 				     page->reciprocal, NULL);
 		return page->bytes[slot] == PV_SLOT_RESERVED;
 	}

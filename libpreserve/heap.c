@@ -259,8 +259,10 @@ int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 
 /* ---- freed slots ---- */
 
-int pvi_heap_keep_slow(struct pv_store *s, struct pvi_thread *t, uint32_t bin, struct pvi_held held)
+int pvi_heap_keep_slow(struct pv_store *s, struct pvi_thread *t, uint32_t bin, void *slot,
+		       uint8_t *byte)
 {
+	struct pvi_held held = {slot, byte};
 	struct pvi_magazine *m = pvi_thread_magazine(s, t, pvi_bin_type(bin), pvi_bin_class(bin));
 
 	if (m && (m->top < m->end || pvi_depot_give(m, (pvi_magazine_limit(m) + 1) / 2))) {

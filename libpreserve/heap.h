@@ -7,11 +7,13 @@
 #define PVI_HEAP_H
 
 #include "internal.h"
+#include "load.h"
 
 /** Everything that pvi_heap_slot() does not answer: another look, under the lock. */
 int pvi_heap_find_slow(struct pv_store *s, const void *p, struct pvi_object *o);
 /** Put a freed slot away when the magazine is full, or there is none yet. Returns 0. */
-int pvi_heap_keep_slow(struct pv_store *s, struct pvi_thread *t, uint32_t bin, struct pvi_held held);
+int pvi_heap_keep_slow(struct pv_store *s, struct pvi_thread *t, uint32_t bin, void *slot,
+		       uint8_t *byte);
 /** An extent is free again; has been published; is retired. */
 void pvi_heap_extent_ended(struct pv_store *s, const struct pvi_object *o, const void *p);
 void pvi_heap_extent_published(struct pv_store *s, const struct pvi_object *o, const void *p);
@@ -23,17 +25,16 @@ static inline bool pvi_heap_slot(const struct pv_store *s, const void *p, const 
 {
 	uint64_t off = (uint64_t) ((uintptr_t) p - s->base), units;
 	const struct pvi_page *page;
-	uint32_t i;
+	uint64_t i;
 	bool start;
 
 	if (pvi_unlikely(off >= s->window_bytes))
 		return false;
 	page = pvi_store_page(s, off);
-	units = pvi_page_units((uint64_t) ((const uint8_t *) p -
-					   __atomic_load_n(&page->slab, __ATOMIC_ACQUIRE)));
+	units = pvi_page_units((uint64_t) pvi_distance_acquire((const uint8_t *) p, &page->slab));
 	/* Atomic, as another thread may be describing the page: then `slab` was NULL, and this is
 	 * beyond any grid whatever is read here. A page that is not described has no grid. */
-	if (pvi_unlikely(units >= __atomic_load_n(&page->grid_units, __ATOMIC_RELAXED)))
+	if (pvi_unlikely(units >= pvi_load(&page->grid_units)))
 		return false;
 	i = pvi_page_slot(units, __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED), &start);
 	if (pvi_unlikely(!start))
@@ -85,16 +86,16 @@ static inline void pvi_heap_push(struct pvi_magazine *m, struct pvi_held held)
 
 /** A slot that is HELD goes to the thread's magazine. Returns 0, so that a caller that has nothing else to
  *  do can end with it. */
-static inline int pvi_heap_keep(struct pv_store *s, struct pvi_thread *t, uint32_t bin,
+static inline int pvi_heap_keep(struct pv_store *s, struct pvi_thread *t, size_t bin,
 				struct pvi_held held)
 {
 	struct pvi_magazine *m;
 
 	if (pvi_unlikely(bin >= t->nbins))
-		return pvi_heap_keep_slow(s, t, bin, held);
+		return pvi_heap_keep_slow(s, t, (uint32_t) bin, held.object, held.byte);
 	m = t->magazines[bin];
 	if (pvi_unlikely(m->top >= m->end))
-		return pvi_heap_keep_slow(s, t, bin, held);
+		return pvi_heap_keep_slow(s, t, (uint32_t) bin, held.object, held.byte);
 	pvi_heap_push(m, held);
 	return 0;
 }

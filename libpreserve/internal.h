@@ -301,21 +301,22 @@ void pvi_page_format(struct pvi_segment *seg);
 
 /**
  * Number of the slot that a distance from the slab's start lies in, without a division. The distance is
- * in units of 16 bytes, as all slots are; less than 2^17 of them, and a slot less than 2^14, for that is
- * how far this is exact. *start (may be NULL): does a slot begin there?
+ * in units of 8 bytes, of which every slot has an even number: so the reciprocal, which is 2^32 divided by a
+ * slot's units and rounded up, has 32 bits. pvi_class_init() sees to it that this is exact in every slab.
+ * *start (may be NULL): does a slot begin there?
  */
-static inline uint32_t pvi_page_slot(uint64_t units, uint64_t reciprocal, bool *start)
+static inline uint64_t pvi_page_slot(uint64_t units, uint32_t reciprocal, bool *start)
 {
 	uint64_t product = units * reciprocal;
 
 	if (start)
 		*start = (uint32_t) product < reciprocal;
-	return (uint32_t) (product >> 32);
+	return product >> 32;
 }
-/** A distance in units of 16 bytes; more than any slab has if it is no multiple of them. */
+/** A distance in these units; more than any slab has if it is no multiple of them. */
 static inline uint64_t pvi_page_units(uint64_t bytes)
 {
-	return bytes >> 4 | bytes << 60;
+	return bytes >> 3 | bytes << 61;
 }
 
 /* ---- backing.c (heap_lock) ---- */
@@ -677,7 +678,7 @@ static inline uint8_t *pvi_page_byte(const struct pv_store *s, const void *slot)
 {
 	const struct pvi_page *page = pvi_store_page(s, (uintptr_t) slot - s->base);
 
-	return page->bytes + pvi_page_slot((uint64_t) ((const uint8_t *) slot - page->slab) / 16,
+	return page->bytes + pvi_page_slot(pvi_page_units((uint64_t) ((const uint8_t *) slot - page->slab)),
 					   page->reciprocal, NULL);
 }
 

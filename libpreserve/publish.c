@@ -220,10 +220,10 @@ enum {
 /* Is it a word of the segment whose words were stored to last? */
 static inline bool word_known(const struct pvi_thread *t, const void *word)
 {
-	uint64_t bytes = (uintptr_t) word - __atomic_load_n(&t->words, __ATOMIC_RELAXED);
+	uint64_t bytes = (uintptr_t) word - pvi_load(&t->words);
 
 	/* A high number if it is not aligned. */
-	return (bytes >> 3 | bytes << 61) < __atomic_load_n(&t->nwords, __ATOMIC_RELAXED);
+	return (bytes >> 3 | bytes << 61) < pvi_load(&t->nwords);
 }
 
 /* Is it a word of any? */
@@ -293,7 +293,7 @@ publish_fast(struct pv_store *s, void *object, void *word, uint64_t value, void 
 	if (!(what & OTHER) && pvi_unlikely(!word_known(t, word)))
 		return any(s, object, word, value, old);
 	if (links && !(what & OTHER)) {
-		const struct pvi_held *last = __atomic_load_n(&t->last, __ATOMIC_RELAXED);
+		const struct pvi_held *last = pvi_load(&t->last);
 
 		made = last->byte;
 		if (pvi_unlikely(object != last->object))

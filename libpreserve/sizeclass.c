@@ -76,6 +76,17 @@ static void init_grid(struct pvi_class *c, uint32_t page, uint32_t npages_min)
 	c->usable = c->nslots - (c->meta_bytes + c->slot_bytes - 1) / c->slot_bytes;
 }
 
+/* It exceeds 2^32 / units by a part of a unit, and so a product by as many of these as there are slots before
+ * it. What the product of a slot's start has to be less than is the reciprocal. */
+static void init_reciprocal(struct pvi_class *c, uint32_t page)
+{
+	uint64_t units = pvi_page_units(c->slot_bytes);
+
+	c->reciprocal = (uint32_t) (((1ull << 32) + units - 1) / units);
+	assert((c->npages * page / c->slot_bytes + 1) * (units * c->reciprocal - (1ull << 32)) <
+	       c->reciprocal);
+}
+
 void pvi_class_init(struct pv_store *s)
 {
 	uint32_t page = 1u << s->page_shift;
@@ -92,7 +103,7 @@ void pvi_class_init(struct pv_store *s)
 			init_grid(c, page, npages_min);
 		else
 			init_tail(c, page, npages_min);
-		c->reciprocal = ((1ull << 32) * 16 + c->slot_bytes - 1) / c->slot_bytes;
+		init_reciprocal(c, page);
 		by_bytes = 65536 / c->slot_bytes;
 		c->magazine = (uint16_t) (by_bytes > PVI_MAGAZINE_SLOTS ? PVI_MAGAZINE_SLOTS
 					  : by_bytes < 4		? 4

@@ -187,7 +187,7 @@ static void describe_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t
 	for (uint32_t i = 0; i < c->npages; i++, p++) {
 		p->bytes = pvi_slab_bytes(s, seg, page, rec);
 		__atomic_store_n(&p->reciprocal, c->reciprocal, __ATOMIC_RELAXED);
-		__atomic_store_n(&p->grid_units, c->nslots * (c->slot_bytes / 16), __ATOMIC_RELAXED);
+		__atomic_store_n(&p->grid_units, c->nslots * pvi_page_units(c->slot_bytes), __ATOMIC_RELAXED);
 		p->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
 		__atomic_store_n(&p->slab, (uint8_t *) s->base + off, __ATOMIC_RELEASE);
 	}
@@ -544,7 +544,7 @@ void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slot
 		uint32_t i;
 
 		/* Neighbours come together, mostly. */
-		if (!p || (uint64_t) (slot - p->slab) / 16 >= p->grid_units) {
+		if (!p || pvi_page_units((uint64_t) (slot - p->slab)) >= p->grid_units) {
 			uint64_t off = (uint64_t) ((uintptr_t) slot - s->base);
 
 			p = pvi_store_page(s, off);
@@ -553,7 +553,8 @@ void pvi_slab_return(struct pv_store *s, struct pvi_thread *t, void *const *slot
 			c = &s->classes[pvi_bin_class(p->bin)];
 			bin = pvi_slab_bin(s, pvi_bin_type(p->bin), pvi_bin_class(p->bin));
 		}
-		i = pvi_page_slot((uint64_t) (slot - p->slab) / 16, p->reciprocal, NULL);
+		i = (uint32_t) pvi_page_slot(pvi_page_units((uint64_t) (slot - p->slab)), p->reciprocal,
+					     NULL);
 		pvi_debug_check(p->bytes[i] == PV_SLOT_HELD && d->nfree < c->usable);
 		__atomic_store_n(&p->bytes[i], PV_SLOT_FREE, __ATOMIC_RELAXED);
 		d->nfree++;

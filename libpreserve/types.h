@@ -22,7 +22,7 @@
  *	stores_lock	(thread.c) the process's table of open stores; a thread that ends holds it while it
  *			gives back what it has
  *	reclaiming	(retire.c) one callback at a time gives memory back; none while the heap is walked
-	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
+ *	heap_lock	bins, slab descriptors, page bitmaps, segment growth, lane assignment; with
  *			index_lock, the list of types
  *	pvi_depot.lock	a shard of one bin's depot
  *	handover_lock	handover calls; held while a segment joins, so that a prepare sees it on both
@@ -71,15 +71,15 @@
 struct pvi_page {
 	uint8_t *slab;	     /* first slot; NULL: not (yet) a warm slab. Written last */
 	uint8_t *bytes;	     /* first slot byte */
-	uint64_t reciprocal; /* ceil(2^32 * 16 / slot bytes), see pvi_page_slot() */
-	uint32_t grid_units; /* 16 bytes each, of all slots */
-	uint32_t bin;	     /* pvi_bin_number() of type and class */
+	uint64_t grid_units; /* of all slots, see pvi_page_slot() */
+	uint32_t reciprocal;
+	uint32_t bin; /* pvi_bin_number() of type and class */
 };
 
 /** What a size class means in a store with pages of a given size. */
 struct pvi_class {
-	uint64_t reciprocal; /* see struct pvi_page */
 	uint32_t slot_bytes;
+	uint32_t reciprocal; /* see pvi_page_slot() */
 	uint32_t nslots;     /* in the grid */
 	uint32_t usable;     /* of those, not under the slab_rec */
 	uint32_t npages;

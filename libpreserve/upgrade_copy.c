@@ -84,7 +84,7 @@ static bool names_middle(const struct pvi_upgrade_job *j, uint64_t address)
 	const struct pv_store *s = j->s;
 	uint64_t off = address - s->index.base, in;
 	const struct pvi_page *page;
-	uint32_t slot;
+	uint64_t slot;
 	bool start;
 
 	if (off >= s->window_bytes)
@@ -95,8 +95,8 @@ static bool names_middle(const struct pvi_upgrade_job *j, uint64_t address)
 	if (!j->by_number[pvi_bin_type(page->bin)])
 		return false;
 	in = s->base + off - (uintptr_t) page->slab;
-	slot = pvi_page_slot(in / 16, page->reciprocal, &start);
-	return (in % 16 || !start) && in / 16 < page->grid_units && page->bytes[slot] == PV_SLOT_LIVE;
+	slot = pvi_page_slot(in / 8, page->reciprocal, &start);
+	return (in % 8 || !start) && in / 8 < page->grid_units && page->bytes[slot] == PV_SLOT_LIVE;
 }
 
 /* A field of an object of a type that does not change, or of a new object. */
