@@ -258,7 +258,8 @@ static int obtain_pages(struct pv_store *s, uint32_t n, uint32_t align, struct p
 	if (grown)
 		reclaim(s, UINT32_MAX);
 	err = find_pages(s, n, align, out, page);
-	return err == -ENOSPC ? grown : err;
+	pvi_debug_check(err != -ENOSPC || grown);
+	return err == -ENOSPC && grown ? grown : err;
 }
 
 /* Memory is at its end: a run whose pages have theirs, because they were in use before. */
