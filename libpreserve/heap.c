@@ -360,6 +360,11 @@ void pv_prefetch(const struct pv_store *s, const void *p)
 		__builtin_prefetch(byte, 1);
 }
 
+const struct pv_mapped *pv_mapped_get(const struct pv_store *s)
+{
+	return &s->mapped;
+}
+
 size_t pv_usable_bytes(struct pv_store *s, const void *p)
 {
 	struct pvi_object o;

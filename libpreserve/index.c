@@ -320,12 +320,13 @@ static int read_segments(struct pvi_index *idx, const void *fdt)
 		    idx->segments[i].bytes > idx->window_bytes ||
 		    idx->segments[i].bytes / idx->page_bytes > PVI_PAGES_MAX)
 			pvi_fdt_fault(&n, "bytes", "is out of range");
-		if (idx->segments[i].off % idx->granule_bytes || idx->segments[i].off < end ||
+		if (idx->segments[i].off != end ||
 		    idx->segments[i].off > idx->window_bytes - idx->segments[i].bytes)
-			pvi_fdt_fault(&n, "offset", "overlaps another segment or leaves the window");
+			pvi_fdt_fault(&n, "offset", "does not follow the one before, or leaves the window");
 		if (n.fault[0])
 			return pvi_fdt_check(&n);
-		end = idx->segments[i].off + idx->segments[i].bytes;
+		end = idx->segments[i].off + idx->segments[i].bytes + idx->granule_bytes - 1;
+		end -= end % idx->granule_bytes;
 		idx->nsegments++;
 	}
 	if (!idx->nsegments)

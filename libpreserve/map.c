@@ -11,6 +11,9 @@
  */
 #include <errno.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -29,12 +32,33 @@ uint64_t pv_map_hash(const struct pv_map *map, const void *key, size_t key_bytes
 
 void pv_map_prefetch(const struct pv_map *map, uint64_t hash)
 {
-	__builtin_prefetch(map_bucket(map->rec, map_bucket_number(map->rec, hash)));
+	__builtin_prefetch(map_bucket_of(map, hash));
 }
 
 /* One bit for each word of a bucket that has the hash's tag. Without branches: which words match
  * cannot be predicted. */
-static unsigned int matches(const struct bucket_rec *b, uint64_t hash)
+#ifdef __SSE2__
+/* The upper halves of four words at a time, of which the tags are the upper 15 bits. */
+static inline unsigned int matches_of_4(const void *words, __m128i hash)
+{
+	__m128 low = _mm_castsi128_ps(_mm_loadu_si128(words));
+	__m128 high = _mm_castsi128_ps(_mm_loadu_si128((const __m128i *)words + 1));
+	__m128i tags = _mm_castps_si128(_mm_shuffle_ps(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
+
+	tags = _mm_srli_epi32(_mm_xor_si128(tags, hash), MAP_TAG_SHIFT - 32);
+	return (unsigned int)_mm_movemask_ps(
+		_mm_castsi128_ps(_mm_cmpeq_epi32(tags, _mm_setzero_si128())));
+}
+
+static inline unsigned int matches(const struct bucket_rec *b, uint64_t hash)
+{
+	__m128i tag = _mm_set1_epi32((int)(hash >> 32));
+	unsigned int mask = matches_of_4(b, tag) | matches_of_4(&b->words[4], tag) << 4;
+
+	return mask & ((1u << MAP_WORDS) - 1); /* what stands behind them is the link */
+}
+#else
+static inline unsigned int matches(const struct bucket_rec *b, uint64_t hash)
 {
 	unsigned int mask = 0;
 
@@ -42,13 +66,17 @@ static unsigned int matches(const struct bucket_rec *b, uint64_t hash)
 		mask |= (unsigned int)((b->words[i] ^ hash) >> MAP_TAG_SHIFT == 0) << i;
 	return mask;
 }
+#endif
 
 void pv_map_prefetch_entry(const struct pv_map *map, uint64_t hash, bool change)
 {
-	const struct bucket_rec *b = map_bucket(map->rec, map_bucket_number(map->rec, hash));
-	unsigned int mask = matches(b, hash);
+	const struct bucket_rec *b = map_bucket_of(map, hash);
+	unsigned int mask;
 	const void *entry;
 
+	if (!b)
+		return;
+	mask = matches(b, hash);
 	if (!mask) {
 		if (b->next)
 			__builtin_prefetch(b->next);
@@ -60,18 +88,25 @@ void pv_map_prefetch_entry(const struct pv_map *map, uint64_t hash, bool change)
 		pv_prefetch(map->store, entry);
 }
 
-static bool has_key(const struct pv_map *map, uint64_t word, const void *key, size_t key_bytes)
+static inline bool has_key(const struct pv_map *map, uint64_t word, const void *key, size_t key_bytes)
 {
+	const void *entry = map_word_entry(word), *k;
 	size_t bytes;
-	const void *k = map->key(map_word_entry(word), &bytes);
 
-	return bytes == key_bytes && memcmp(k, key, bytes) == 0;
+	if (!map_has(map, (uintptr_t)entry, map->entry_bytes))
+		return false;
+	k = map->key(entry, &bytes);
+	return bytes == key_bytes && map_key_ends(map, k, bytes) && memcmp(k, key, bytes) == 0;
 }
 
 void *pv_map_find(const struct pv_map *map, uint64_t hash, const void *key, size_t key_bytes)
 {
-	const struct bucket_rec *b = map_bucket(map->rec, map_bucket_number(map->rec, hash));
+	const struct bucket_rec *b = map_bucket_of(map, hash);
+	const struct overflow_rec *o;
+	struct map_ring ring = {0};
 
+	if (!b)
+		return NULL;
 	for (unsigned int mask = matches(b, hash); mask; mask &= mask - 1) {
 		uint64_t word = b->words[__builtin_ctz(mask)];
 
@@ -79,7 +114,7 @@ void *pv_map_find(const struct pv_map *map, uint64_t hash, const void *key, size
 		if (word && has_key(map, word, key, key_bytes))
 			return map_word_entry(word);
 	}
-	for (const struct overflow_rec *o = b->next; o; o = o->next) {
+	for (o = b->next; map_goes_on(map, &ring, o); o = o->next) {
 		for (unsigned int i = 0; i < MAP_OVERFLOW_WORDS; i++) {
 			uint64_t word = o->words[i];
 
@@ -94,6 +129,11 @@ void *pv_map_find(const struct pv_map *map, uint64_t hash, const void *key, size
 }
 
 /* ---- planning a change ---- */
+
+int map_damaged(void)
+{
+	return pvi_fail(-EBADMSG, "map: the table is damaged (see pv_map_check)");
+}
 
 void pv_map_change_begin(struct pv_map *map, struct pv_map_change *change)
 {
@@ -170,14 +210,18 @@ struct place {
 	struct overflow_rec **link; /* if !unused: the end of the chain */
 };
 
-static void locate(const struct pv_map_change *c, uint64_t hash, const void *key, size_t key_bytes,
-		   struct place *p)
+static int locate(const struct pv_map_change *c, uint64_t hash, const void *key, size_t key_bytes,
+		  struct place *p)
 {
 	struct pv_map *map = c->map;
-	struct bucket_rec *b = map_bucket(map->rec, map_bucket_number(map->rec, hash));
-	uint64_t *words = b->words;
+	struct bucket_rec *b = map_bucket_of(map, hash);
 	unsigned int nwords = MAP_WORDS;
+	struct map_ring ring = {0};
+	uint64_t *words;
 
+	if (!b)
+		return map_damaged();
+	words = b->words;
 	*p = (struct place){.bucket = b, .link = &b->next};
 	for (;;) {
 		struct overflow_rec *o;
@@ -187,18 +231,20 @@ static void locate(const struct pv_map_change *c, uint64_t hash, const void *key
 
 			if (!word) {
 				p->unused = &words[i];
-				return;
+				return 0;
 			}
 			if ((word ^ hash) >> MAP_TAG_SHIFT == 0 &&
 			    has_key(map, word, key, key_bytes)) {
 				p->word = &words[i];
 				p->value = word;
-				return;
+				return 0;
 			}
 		}
 		o = peek_link(c, p->link);
 		if (!o)
-			return;
+			return 0;
+		if (!map_goes_on(map, &ring, o))
+			return map_damaged();
 		words = o->words;
 		nwords = MAP_OVERFLOW_WORDS;
 		p->link = &o->next;
@@ -263,7 +309,9 @@ int pv_map_change_put(struct pv_map_change *c, uint64_t hash, void *entry, unsig
 	const void *key = c->map->key(entry, &key_bytes);
 	int err;
 
-	locate(c, hash, key, key_bytes, &p);
+	err = locate(c, hash, key, key_bytes, &p);
+	if (err)
+		return err;
 	if (p.word)
 		return put_replace(c, &p, word, flags, old);
 	if (p.unused) {
@@ -292,11 +340,12 @@ struct tail {
 	struct overflow_rec **link;    /* that names `overflow` */
 };
 
-static void find_tail(const struct pv_map_change *c, struct bucket_rec *b, struct tail *t)
+static int find_tail(const struct pv_map_change *c, struct bucket_rec *b, struct tail *t)
 {
 	struct overflow_rec **link = &b->next, *o = NULL, **from = NULL;
 	uint64_t *words = b->words;
 	unsigned int nwords = MAP_WORDS;
+	struct map_ring ring = {0};
 
 	*t = (struct tail){0};
 	for (;;) {
@@ -304,13 +353,15 @@ static void find_tail(const struct pv_map_change *c, struct bucket_rec *b, struc
 			uint64_t word = map_change_peek(c, &words[i]);
 
 			if (!word)
-				return;
+				return t->word ? 0 : map_damaged();
 			*t = (struct tail){&words[i], word, o, from};
 		}
 		from = link;
 		o = peek_link(c, from);
 		if (!o)
-			return;
+			return 0;
+		if (!map_goes_on(c->map, &ring, o))
+			return map_damaged();
 		words = o->words;
 		nwords = MAP_OVERFLOW_WORDS;
 		link = &o->next;
@@ -322,9 +373,10 @@ int map_change_unlink(struct pv_map_change *c, struct bucket_rec *b, uint64_t *w
 	struct tail t;
 	int err = room(c, 3, 0);
 
+	if (!err)
+		err = find_tail(c, b, &t);
 	if (err)
 		return err;
-	find_tail(c, b, &t);
 	if (t.word != word)
 		plan_word(c, word, t.value);
 	if (t.overflow && t.word == &t.overflow->words[0] && !is_new(c, t.overflow)) {
@@ -343,7 +395,9 @@ int pv_map_change_remove(struct pv_map_change *c, uint64_t hash, const void *key
 	void *entry;
 	int err;
 
-	locate(c, hash, key, key_bytes, &p);
+	err = locate(c, hash, key, key_bytes, &p);
+	if (err)
+		return err;
 	if (!p.word)
 		return pvi_fail(-ENOENT, "map: no entry of this key");
 	entry = map_word_entry(p.value);
@@ -368,7 +422,9 @@ int pv_map_change_mark(struct pv_map_change *c, uint64_t hash, const void *key, 
 	struct place p;
 	int err;
 
-	locate(c, hash, key, key_bytes, &p);
+	err = locate(c, hash, key, key_bytes, &p);
+	if (err)
+		return err;
 	if (!p.word)
 		return pvi_fail(-ENOENT, "map: no entry of this key");
 	if (!!(p.value & MAP_MARK) == mark)

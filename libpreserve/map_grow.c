@@ -37,8 +37,12 @@ struct chain {
 	struct overflow_rec *overflow[CHAIN_OVERFLOWS];
 };
 
-static int chain_read(struct chain *c, struct bucket_rec *b)
+static int chain_read(const struct pv_map *map, struct chain *c, struct bucket_rec *b)
 {
+	struct map_ring ring = {0};
+
+	if (!b)
+		return map_damaged();
 	c->bucket = b;
 	c->nwords = MAP_WORDS;
 	c->noverflows = 0;
@@ -47,6 +51,8 @@ static int chain_read(struct chain *c, struct bucket_rec *b)
 		c->value[i] = b->words[i];
 	}
 	for (struct overflow_rec *o = b->next; o; o = o->next) {
+		if (!map_goes_on(map, &ring, o))
+			return map_damaged();
 		if (c->noverflows == CHAIN_OVERFLOWS)
 			return pvi_fail(-E2BIG, "map: a bucket has more than %u entries",
 					CHAIN_WORDS);
@@ -159,6 +165,8 @@ static int have_chunk(struct pv_map *map, uint64_t number)
 {
 	struct map_rec *rec = map->rec;
 	uint64_t buckets = map_chunk_buckets(number);
+	size_t bytes = buckets * sizeof(struct bucket_rec);
+	struct bucket_rec **link;
 	int err = 0;
 
 	if (!buckets)
@@ -168,23 +176,47 @@ static int have_chunk(struct pv_map *map, uint64_t number)
 
 		if (!rec->top)
 			err = publish_object(map, map->directory_type, MAP_TOP_BYTES, &rec->top);
+		if (!err && pv_usable_bytes(map->store, rec->top) < MAP_TOP_BYTES)
+			err = map_damaged();
 		if (!err && !rec->top[directory])
 			err = publish_object(map, map->directory_type, MAP_DIRECTORY_BYTES,
 					     &rec->top[directory]);
 	}
-	if (!err && !*map_chunk_link(rec, number))
-		err = publish_object(map, map->bucket_type, buckets * sizeof(struct bucket_rec),
-				     map_chunk_link(rec, number));
-	return err;
+	if (err)
+		return err;
+	link = map_chunk_link(map, rec, number);
+	if (link && !*link)
+		return publish_object(map, map->bucket_type, bytes, link);
+	return link && pv_usable_bytes(map->store, *link) >= bytes ? 0 : map_damaged();
+}
+
+/*
+ * The last bucket, or the next one, is written to directly; NULL: it is none that may be. What lies in the
+ * heap and is not sealed the library takes stores for, so it is asked, once for a page.
+ */
+static struct bucket_rec *own_bucket(struct pv_map *map, uint64_t number)
+{
+	struct bucket_rec *b = map_bucket(map, map->rec, number);
+	uintptr_t first = (uintptr_t)b >> 12, last = ((uintptr_t)b + sizeof(*b) - 1) >> 12;
+
+	if (!b || (first == map->own_page && last == first))
+		return b;
+	if (pv_publish(map->store,
+		       (struct pv_action[]){PV_STORE(&b->words[0], b->words[0]),
+					    PV_STORE(&b->next, (uintptr_t)b->next)},
+		       2))
+		return NULL;
+	map->own_page = first;
+	return b;
 }
 
 static int fill_bucket(struct pv_map_change *change, struct bucket_rec *b, const uint64_t *words,
 		       unsigned int n)
 {
 	struct overflow_rec *first = NULL;
-	int err = 0;
+	int err = b ? 0 : map_damaged();
 
-	if (n > MAP_WORDS)
+	if (!err && n > MAP_WORDS)
 		err = make_overflows(change, words + MAP_WORDS, n - MAP_WORDS, &first);
 	if (err)
 		return err;
@@ -196,7 +228,8 @@ static int fill_bucket(struct pv_map_change *change, struct bucket_rec *b, const
 /* The bucket that a split filled is not going to be seen. */
 static void empty_bucket(struct bucket_rec *b)
 {
-	memset(b->words, 0, sizeof(b->words));
+	if (b)
+		memset(b->words, 0, sizeof(b->words));
 }
 
 static int finish_change(struct pv_map_change *change, int err)
@@ -213,7 +246,7 @@ int map_tidy_next(struct pv_map *map)
 	struct map_rec *rec = map->rec;
 	struct pv_action a[MAP_WORDS];
 	unsigned int n = 0;
-	struct bucket_rec *b;
+	struct bucket_rec *b, **link;
 	uint64_t number = rec->nbuckets, directory = number >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS);
 	uint64_t buckets = map_chunk_buckets(number);
 
@@ -223,10 +256,12 @@ int map_tidy_next(struct pv_map *map)
 					   pv_usable_bytes(map->store, rec->top[directory]) <
 						   MAP_DIRECTORY_BYTES)))
 		return 0;
-	if (buckets && pv_usable_bytes(map->store, *map_chunk_link(rec, number)) <
-			       buckets * sizeof(struct bucket_rec))
+	link = map_chunk_link(map, rec, number);
+	if (buckets && (!link || pv_usable_bytes(map->store, *link) < buckets * sizeof(struct bucket_rec)))
 		return 0;
-	b = map_bucket(rec, number);
+	b = map_bucket(map, rec, number);
+	if (!b)
+		return map_damaged();
 	for (unsigned int i = 0; i < MAP_WORDS; i++)
 		if (b->words[i])
 			a[n++] = PV_STORE(&b->words[i], 0);
@@ -237,21 +272,25 @@ int map_clean(struct pv_map *map)
 {
 	struct map_rec *rec = map->rec;
 	uint64_t number = rec->cleaning - 1;
-	struct bucket_rec *b = map_bucket(rec, number);
+	struct bucket_rec *b = map_bucket(map, rec, number);
 
+	if (!b || !map_nbuckets_ok(rec->nbuckets))
+		return map_damaged();
 	for (;;) {
 		struct overflow_rec *o = b->next;
 		uint64_t *words = b->words, *stale = NULL;
 		unsigned int nwords = MAP_WORDS;
 		struct pv_map_change change;
+		struct map_ring ring = {0};
 		int err;
 
 		while (!stale) {
 			for (unsigned int i = 0; i < nwords && !stale; i++)
 				if (words[i] &&
-				    map_bucket_number(rec, map_word_hash(map, words[i])) != number)
+				    map_bucket_number(rec->nbuckets, map_word_hash(map, words[i])) !=
+					    number)
 					stale = &words[i];
-			if (stale || !o)
+			if (stale || !map_goes_on(map, &ring, o))
 				break;
 			words = o->words;
 			nwords = MAP_OVERFLOW_WORDS;
@@ -270,18 +309,19 @@ static int split_with_cleaning(struct pv_map *map, uint64_t from, const uint64_t
 			       unsigned int n)
 {
 	struct map_rec *rec = map->rec;
+	struct bucket_rec *b = own_bucket(map, rec->nbuckets);
 	struct pv_map_change change;
 	int err;
 
 	pv_map_change_begin(map, &change);
-	err = fill_bucket(&change, map_bucket(rec, rec->nbuckets), moved, n);
+	err = fill_bucket(&change, b, moved, n);
 	if (!err)
 		err = map_change_push(&change, PV_STORE(&rec->nbuckets, rec->nbuckets + 1));
 	if (!err)
 		err = map_change_push(&change, PV_STORE(&rec->cleaning, from + 1));
 	err = finish_change(&change, err);
 	if (err)
-		empty_bucket(map_bucket(rec, rec->nbuckets));
+		empty_bucket(b);
 	return err ? err : map_clean(map);
 }
 
@@ -292,11 +332,12 @@ static int split(struct pv_map *map)
 	uint64_t moved[CHAIN_WORDS];
 	unsigned int n = 0;
 	struct pv_map_change change;
+	struct bucket_rec *b;
 	struct chain c;
 	int err = number < MAP_BUCKETS_MAX ? have_chunk(map, number) : -ENOSPC;
 
 	if (!err)
-		err = chain_read(&c, map_bucket(rec, from));
+		err = chain_read(map, &c, map_bucket(map, rec, from));
 	if (err)
 		return err;
 	for (unsigned int i = 0; i < c.nwords; i++) {
@@ -305,8 +346,9 @@ static int split(struct pv_map *map)
 			c.value[i] = 0;
 		}
 	}
+	b = own_bucket(map, number);
 	pv_map_change_begin(map, &change);
-	err = fill_bucket(&change, map_bucket(rec, number), moved, n);
+	err = fill_bucket(&change, b, moved, n);
 	if (!err)
 		err = chain_plan(&change, &c);
 	if (!err)
@@ -315,7 +357,7 @@ static int split(struct pv_map *map)
 	if (err == -E2BIG)
 		return split_with_cleaning(map, from, moved, n);
 	if (err)
-		empty_bucket(map_bucket(rec, number));
+		empty_bucket(b);
 	return err;
 }
 
@@ -323,15 +365,15 @@ static int merge(struct pv_map *map)
 {
 	struct map_rec *rec = map->rec;
 	uint64_t last = rec->nbuckets - 1, into = last - (1ull << map_level(last));
-	struct bucket_rec **chunk = map_chunk_link(rec, last);
+	struct bucket_rec **chunk = map_chunk_link(map, rec, last);
 	struct overflow_rec *first = NULL;
 	struct pv_map_change change;
 	struct chain c, d;
 	unsigned int used, n, fit;
-	int err = chain_read(&c, map_bucket(rec, into));
+	int err = chunk ? chain_read(map, &c, map_bucket(map, rec, into)) : map_damaged();
 
 	if (!err)
-		err = chain_read(&d, map_bucket(rec, last));
+		err = chain_read(map, &d, own_bucket(map, last));
 	if (err)
 		return err;
 	used = chain_compact(&c);
@@ -377,8 +419,8 @@ static void prepare_split(const struct pv_map *map)
 
 	if (until != 3 && until != 1)
 		return;
-	b = map_bucket(rec, rec->nbuckets - (1ull << map_level(rec->nbuckets)));
-	if (until == 3) {
+	b = map_bucket(map, rec, rec->nbuckets - (1ull << map_level(rec->nbuckets)));
+	if (until == 3 || !b) {
 		__builtin_prefetch(b);
 		return;
 	}
@@ -390,6 +432,8 @@ void map_resize(struct pv_map *map, unsigned int inserted, unsigned int removed)
 {
 	const struct map_rec *rec = map->rec;
 
+	if (!map_nbuckets_ok(rec->nbuckets))
+		return;
 	/* No memory for a larger table is not an error: chains get longer. Trying again is put off.
 	 */
 	for (unsigned int i = 0;

@@ -38,6 +38,7 @@
 #define MAP_BUCKETS_MAX	    (1ull << (MAP_TOP_BITS + MAP_DIRECTORY_BITS + MAP_CHUNK_BITS))
 #define MAP_DIRECTORY_BYTES (sizeof(void *) << MAP_DIRECTORY_BITS)
 #define MAP_TOP_BYTES	    (sizeof(void *) << MAP_TOP_BITS)
+#define MAP_ENTRY_MAX	    4096u /* of pv_map_options.entry_bytes */
 
 struct overflow_rec {
 	uint64_t words[MAP_OVERFLOW_WORDS];
@@ -83,8 +84,11 @@ struct pv_map {
 	   memory: emptying is what one does about it. */
 	struct map_rec *spare;
 	uint64_t seed;
+	const struct pv_mapped *mapped;
+	size_t entry_bytes; /* that are to be there before key() is called */
 	const void *(*key)(const void *entry, size_t *key_bytes);
 	uint64_t (*hash)(const void *key, size_t key_bytes, uint64_t seed);
+	uintptr_t own_page; /* number of a page that the map may write to; see map_grow.c */
 	uint64_t grow_at; /* no growth below this many entries: the last attempt found no memory */
 	pv_type_t rec_type;
 	pv_type_t bucket_type;
@@ -101,7 +105,7 @@ struct pv_map {
 
 static inline void *map_word_entry(uint64_t word)
 {
-	return (void *)(uintptr_t)(word & (MAP_MARK - 1));
+	return (void *)(uintptr_t)(word & (MAP_MARK - 16)); /* objects lie at multiples of 16 */
 }
 
 static inline uint64_t map_word(uint64_t hash, const void *entry, bool mark)
@@ -116,28 +120,112 @@ static inline unsigned int map_level(uint64_t nbuckets)
 	return 63u - (unsigned int)__builtin_clzll(nbuckets);
 }
 
-/** The bucket that a hash belongs to. */
-static inline uint64_t map_bucket_number(const struct map_rec *rec, uint64_t hash)
+/** The bucket of a table of `nbuckets`, not 0, that a hash belongs to. */
+static inline uint64_t map_bucket_number(uint64_t nbuckets, uint64_t hash)
 {
-	uint64_t nbuckets = rec->nbuckets, low = 1ull << map_level(nbuckets);
+	uint64_t low = 1ull << map_level(nbuckets);
 	uint64_t b = hash & (2 * low - 1);
 
 	return b < nbuckets ? b : b - low;
 }
 
-/** Address of a bucket whose chunk exists. */
-static inline struct bucket_rec *map_bucket(const struct map_rec *rec, uint64_t number)
+/*
+ * What the table says may be untrue, in an image that somebody else has kept. So every address out of it
+ * is compared with what is mapped before it is followed: a bucket, an overflow bucket, an entry.
+ */
+
+/** Is memory of the store at these `bytes`? They are not more than the least store has (MAP_ENTRY_MAX). */
+static inline bool map_has(const struct pv_map *map, uintptr_t at, size_t bytes)
 {
-	if (number >> MAP_CHUNK_BITS)
-		return &rec->top[number >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS)]
-				[number >> MAP_CHUNK_BITS & ((1u << MAP_DIRECTORY_BITS) - 1)]
-				[number & ((1u << MAP_CHUNK_BITS) - 1)];
-	if (number >> MAP_FIRST_BITS) {
+	uint64_t have = __atomic_load_n(&map->mapped->bytes, __ATOMIC_RELAXED);
+
+	return __builtin_expect(at - map->mapped->base <= have - bytes, 1);
+}
+
+/** May this part of the table be read? */
+static inline bool map_readable(const struct pv_map *map, uintptr_t at, size_t bytes)
+{
+	return __builtin_expect(at % 8 == 0, 1) && map_has(map, at, bytes);
+}
+
+/** The persistent pointer to the chunk of a bucket; NULL: there is no directory for it. */
+static inline struct bucket_rec **map_chunk_link(const struct pv_map *map, struct map_rec *rec,
+						 uint64_t number)
+{
+	uintptr_t at;
+
+	if (number >> MAP_CHUNK_BITS == 0)
+		return &rec->small[number >> MAP_FIRST_BITS ? map_level(number) - MAP_FIRST_BITS + 1
+							    : 0];
+	at = (uintptr_t)rec->top +
+	     (number >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS)) * sizeof(void *);
+	if (!map_readable(map, at, sizeof(void *)))
+		return NULL;
+	at = *(const uintptr_t *)at +
+	     (number >> MAP_CHUNK_BITS & ((1u << MAP_DIRECTORY_BITS) - 1)) * sizeof(void *);
+	return map_readable(map, at, sizeof(void *)) ? (struct bucket_rec **)at : NULL;
+}
+
+/** Address of a bucket; NULL: the table is damaged. */
+static inline struct bucket_rec *map_bucket(const struct pv_map *map, const struct map_rec *rec,
+					    uint64_t number)
+{
+	uintptr_t at;
+
+	if (number >> MAP_CHUNK_BITS) {
+		struct bucket_rec *const *link = map_chunk_link(map, (struct map_rec *)rec, number);
+
+		if (!link)
+			return NULL;
+		at = (uintptr_t)*link +
+		     (number & ((1u << MAP_CHUNK_BITS) - 1)) * sizeof(struct bucket_rec);
+	} else if (number >> MAP_FIRST_BITS) {
 		unsigned int level = map_level(number);
 
-		return &rec->small[level - MAP_FIRST_BITS + 1][number - (1ull << level)];
+		at = (uintptr_t)rec->small[level - MAP_FIRST_BITS + 1] +
+		     (number - (1ull << level)) * sizeof(struct bucket_rec);
+	} else {
+		at = (uintptr_t)rec->small[0] + number * sizeof(struct bucket_rec);
 	}
-	return &rec->small[0][number];
+	return map_readable(map, at, sizeof(struct bucket_rec)) ? (struct bucket_rec *)at : NULL;
+}
+
+/** May the table have so many buckets? */
+static inline bool map_nbuckets_ok(uint64_t nbuckets)
+{
+	return nbuckets - 1 < MAP_BUCKETS_MAX;
+}
+
+/** The bucket that a hash belongs to; NULL: the table is damaged. */
+static inline struct bucket_rec *map_bucket_of(const struct pv_map *map, uint64_t hash)
+{
+	uint64_t nbuckets = map->rec->nbuckets;
+
+	if (!map_nbuckets_ok(nbuckets))
+		return NULL;
+	return map_bucket(map, map->rec, map_bucket_number(nbuckets, hash));
+}
+
+/** Where a walk along a chain is, so that it finds an end when the chain has none: now and then it notes
+ *  where it is, and looks whether it comes there again. Begin with all zero. */
+struct map_ring {
+	const struct overflow_rec *mark;
+	uint64_t steps;
+	uint64_t until;
+};
+
+/** Is there an overflow bucket, and was the walk not there already? NULL is none. */
+static inline bool map_goes_on(const struct pv_map *map, struct map_ring *ring,
+			       const struct overflow_rec *next)
+{
+	if (!next || next == ring->mark || !map_readable(map, (uintptr_t)next, sizeof(*next)))
+		return false;
+	if (ring->steps++ == ring->until) {
+		ring->mark = next;
+		ring->steps = 0;
+		ring->until = 2 * ring->until + 1;
+	}
+	return true;
 }
 
 /** How many buckets the chunk has that begins with this bucket; 0: no chunk begins there. */
@@ -152,25 +240,39 @@ static inline uint64_t map_chunk_buckets(uint64_t number)
 	return number;
 }
 
-/** The persistent pointer to the chunk of a bucket; its directory exists. */
-static inline struct bucket_rec **map_chunk_link(struct map_rec *rec, uint64_t number)
+/** Does a key that begins in the store end there? One that lies elsewhere is the application's business: for
+ *  that the difference is larger than any key. */
+static inline bool map_key_ends(const struct pv_map *map, const void *key, size_t bytes)
 {
-	if (number >> MAP_CHUNK_BITS)
-		return &rec->top[number >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS)]
-				[number >> MAP_CHUNK_BITS & ((1u << MAP_DIRECTORY_BITS) - 1)];
-	return &rec->small[number >> MAP_FIRST_BITS ? map_level(number) - MAP_FIRST_BITS + 1 : 0];
+	uint64_t have = __atomic_load_n(&map->mapped->bytes, __ATOMIC_RELAXED);
+
+	return __builtin_expect(bytes <= have - ((uintptr_t)key - map->mapped->base), 1);
 }
 
-/** Hash of the entry that a word names. Reads the entry. */
+/** The key of the entry that a word names; NULL: there can be none. Reads the entry. */
+static inline const void *map_word_key(const struct pv_map *map, uint64_t word, size_t *bytes)
+{
+	const void *entry = map_word_entry(word), *key;
+
+	if (!map_has(map, (uintptr_t)entry, map->entry_bytes))
+		return NULL;
+	key = map->key(entry, bytes);
+	return map_key_ends(map, key, *bytes) ? key : NULL;
+}
+
+/** Hash of the entry that a word names; if there is none, that of an empty key. Reads the entry. */
 static inline uint64_t map_word_hash(const struct pv_map *map, uint64_t word)
 {
 	size_t bytes;
-	const void *key = map->key(map_word_entry(word), &bytes);
+	const void *key = map_word_key(map, word, &bytes);
 
-	return pv_map_hash(map, key, bytes);
+	return key ? pv_map_hash(map, key, bytes) : pv_map_hash(map, "", 0);
 }
 
 /* ---- map.c ---- */
+
+/** -EBADMSG, for an address in the table that leads nowhere. */
+int map_damaged(void);
 
 /** Add an action unless the change is full: then -E2BIG. */
 int map_change_push(struct pv_map_change *c, struct pv_action action);

@@ -106,16 +106,19 @@ static int damaged(const char *name, const char *what, uint64_t number)
 	return pvi_fail(-EBADMSG, "map %s: %s (%" PRIu64 ")", name, what, number);
 }
 
-/* A table in use has at least `least` buckets; a cleared one can be down to none. */
-static int check_rec(const struct pv_map *map, struct map_rec *rec, uint64_t least,
+/* A table in use has at least `least` buckets; a cleared one can be down to none. *room is the memory that
+ * its buckets can lie in. */
+static int check_rec(const struct pv_map *map, struct map_rec *rec, uint64_t least, uint64_t *room,
 		     const char *name)
 {
 	struct pv_store *store = map->store;
 
 	if (pv_usable_bytes(store, rec) < sizeof(*rec))
 		return damaged(name, "no table at this address", (uintptr_t)rec);
-	if (rec->nbuckets < least || rec->nbuckets > MAP_BUCKETS_MAX)
+	if (rec->nbuckets < least || rec->nbuckets > *room / sizeof(struct bucket_rec) ||
+	    rec->nbuckets > MAP_BUCKETS_MAX)
 		return damaged(name, "impossible number of buckets", rec->nbuckets);
+	*room -= rec->nbuckets * sizeof(struct bucket_rec);
 	if (rec->cleaning > rec->nbuckets)
 		return damaged(name, "impossible split", rec->cleaning);
 	if (rec->nbuckets > 1ull << MAP_CHUNK_BITS &&
@@ -123,13 +126,15 @@ static int check_rec(const struct pv_map *map, struct map_rec *rec, uint64_t lea
 		return damaged(name, "no directories at this address", (uintptr_t)rec->top);
 	for (uint64_t b = 0, n; b < rec->nbuckets; b += n) {
 		uint64_t directory = b >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS);
+		struct bucket_rec **link;
 
 		n = map_chunk_buckets(b);
 		if (b >> MAP_CHUNK_BITS &&
 		    (b == n || b % (1ull << (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS)) == 0) &&
 		    pv_usable_bytes(store, rec->top[directory]) < MAP_DIRECTORY_BYTES)
 			return damaged(name, "a directory is missing", directory);
-		if (pv_usable_bytes(store, *map_chunk_link(rec, b)) < n * sizeof(struct bucket_rec))
+		link = map_chunk_link(map, rec, b);
+		if (!link || pv_usable_bytes(store, *link) < n * sizeof(struct bucket_rec))
 			return damaged(name, "the chunk of this bucket is missing", b);
 	}
 	return 0;
@@ -137,17 +142,19 @@ static int check_rec(const struct pv_map *map, struct map_rec *rec, uint64_t lea
 
 static int check_recs(const struct pv_map *map, const char *name)
 {
-	uint64_t lists = 0;
-	int err = check_rec(map, map->root->current, 1u << MAP_FIRST_BITS, name);
+	uint64_t room = map->mapped->bytes, lists = 0;
+	int err = check_rec(map, map->root->current, 1u << MAP_FIRST_BITS, &room, name);
 
 	if (err)
 		return err;
 	for (struct map_rec *d = map->root->doomed; d; d = d->next) {
-		err = check_rec(map, d, 0, name);
+		err = check_rec(map, d, 0, &room, name);
 		if (err)
 			return err;
+		if (d == map->root->current)
+			return damaged(name, "the table is said to be cleared", (uintptr_t)d);
 		/* In a damaged store the list can be a ring. */
-		if (++lists > 1u << 20)
+		if (++lists > map->mapped->bytes / sizeof(*d))
 			return damaged(name, "too many cleared tables", lists);
 	}
 	return 0;
@@ -191,15 +198,19 @@ int pv_map_open(struct pv_store *store, const char *name, const struct pv_map_op
 
 	if (!store || !name || !opts || !out)
 		return pvi_fail(-EINVAL, "map: a null argument");
-	if (opts->size != sizeof(*opts) || !opts->key)
+	if (opts->size != sizeof(*opts) || !opts->key || opts->entry_bytes > MAP_ENTRY_MAX)
 		return pvi_fail(-EINVAL, "map %s: options of %zu bytes%s", name, opts->size,
-				opts->key ? "" : " without a key function");
+				!opts->key ? " without a key function"
+				: opts->entry_bytes > MAP_ENTRY_MAX ? " with entry_bytes above 4096"
+								    : "");
 	map = calloc(1, sizeof(*map));
 	if (!map)
 		return pvi_fail(-ENOMEM, "map %s: no memory for a handle", name);
 	map->store = store;
 	map->key = opts->key;
 	map->hash = opts->hash;
+	map->mapped = pv_mapped_get(store);
+	map->entry_bytes = opts->entry_bytes ? opts->entry_bytes : 1;
 	err = open_map(map, name);
 	if (err) {
 		free(map);

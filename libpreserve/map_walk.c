@@ -18,25 +18,35 @@
 #define CURSOR_BITS 48u
 #define FAR_AHEAD   4u /* buckets to prefetch ahead of a walk */
 
-static int visit_bucket(const struct bucket_rec *b, bool marked_only, pv_map_visit visit, void *ctx)
+static int visit_bucket(const struct pv_map *map, uint64_t number, bool marked_only, pv_map_visit visit,
+			void *ctx)
 {
-	const struct overflow_rec *o = b->next;
-	const uint64_t *words = b->words;
+	const struct bucket_rec *b = map_bucket(map, map->rec, number);
+	const struct overflow_rec *o;
 	unsigned int nwords = MAP_WORDS;
+	struct map_ring ring = {0};
+	const uint64_t *words;
 
+	if (!b)
+		return 0;
+	o = b->next;
+	words = b->words;
 	for (;;) {
 		for (unsigned int i = 0; i < nwords; i++) {
+			void *entry = map_word_entry(words[i]);
 			int ret;
 
 			if (!words[i])
 				return 0;
 			if (marked_only && !(words[i] & MAP_MARK))
 				continue;
-			ret = visit(ctx, map_word_entry(words[i]), words[i] & MAP_MARK);
+			if (!map_has(map, (uintptr_t)entry, map->entry_bytes))
+				continue;
+			ret = visit(ctx, entry, words[i] & MAP_MARK);
 			if (ret)
 				return ret;
 		}
-		if (!o)
+		if (!map_goes_on(map, &ring, o))
 			return 0;
 		words = o->words;
 		nwords = MAP_OVERFLOW_WORDS;
@@ -46,7 +56,7 @@ static int visit_bucket(const struct bucket_rec *b, bool marked_only, pv_map_vis
 
 static void prefetch_entries(const struct bucket_rec *b)
 {
-	for (unsigned int i = 0; i < MAP_WORDS && b->words[i]; i++)
+	for (unsigned int i = 0; b && i < MAP_WORDS && b->words[i]; i++)
 		__builtin_prefetch(map_word_entry(b->words[i]));
 }
 
@@ -58,8 +68,8 @@ int pv_map_each(const struct pv_map *map, pv_map_visit visit, void *ctx)
 		int ret;
 
 		if (b + FAR_AHEAD < rec->nbuckets)
-			prefetch_entries(map_bucket(rec, b + FAR_AHEAD));
-		ret = visit_bucket(map_bucket(rec, b), false, visit, ctx);
+			prefetch_entries(map_bucket(map, rec, b + FAR_AHEAD));
+		ret = visit_bucket(map, b, false, visit, ctx);
 		if (ret)
 			return ret;
 	}
@@ -74,7 +84,7 @@ int pv_map_each_marked(const struct pv_map *map, uint64_t *position, uint64_t bu
 	int ret = 0;
 
 	for (; b < rec->nbuckets && buckets && !ret; b++, buckets--)
-		ret = visit_bucket(map_bucket(rec, b), true, visit, ctx);
+		ret = visit_bucket(map, b, true, visit, ctx);
 	*position = b < rec->nbuckets ? b : 0;
 	return ret;
 }
@@ -90,16 +100,19 @@ static uint64_t reverse_bits(uint64_t x)
 uint64_t pv_map_scan(const struct pv_map *map, uint64_t cursor, pv_map_visit visit, void *ctx)
 {
 	const struct map_rec *rec = map->rec;
-	uint64_t position = cursor << (64 - CURSOR_BITS);
-	uint64_t b = map_bucket_number(rec, reverse_bits(position));
-	unsigned int level = map_level(rec->nbuckets);
-	uint64_t low = 1ull << level;
+	uint64_t position = cursor << (64 - CURSOR_BITS), b, low;
+	unsigned int level;
 
+	if (!map_nbuckets_ok(rec->nbuckets))
+		return 0;
+	b = map_bucket_number(rec->nbuckets, reverse_bits(position));
+	level = map_level(rec->nbuckets);
+	low = 1ull << level;
 	/* Buckets that were split in this round, and those they were split into, own half as much.
 	 */
 	if (b < rec->nbuckets - low || b >= low)
 		level++;
-	visit_bucket(map_bucket(rec, b), false, visit, ctx);
+	visit_bucket(map, b, false, visit, ctx);
 	return (reverse_bits(b) + (1ull << (64 - level))) >> (64 - CURSOR_BITS);
 }
 
@@ -155,14 +168,15 @@ static int tidy_overflow(struct pv_map *map, struct bucket_rec *b)
 }
 
 /* The chunk that began with bucket `number` goes, and with the first of its directory that too. */
-static unsigned int tidy_chunk(struct map_rec *rec, uint64_t number, struct pv_action *a)
+static unsigned int tidy_chunk(struct pv_map *map, struct map_rec *rec, uint64_t number,
+			       struct pv_action *a)
 {
-	struct bucket_rec **link = map_chunk_link(rec, number);
+	struct bucket_rec **link = map_chunk_link(map, rec, number);
 	uint64_t directory = number >> (MAP_CHUNK_BITS + MAP_DIRECTORY_BITS);
 	uint64_t chunk = number >> MAP_CHUNK_BITS & ((1u << MAP_DIRECTORY_BITS) - 1);
 	unsigned int n = 0;
 
-	if (!map_chunk_buckets(number))
+	if (!map_chunk_buckets(number) || !link)
 		return 0;
 	a[n++] = PV_FREE(*link);
 	a[n++] = PV_STORE(link, 0);
@@ -175,13 +189,18 @@ static unsigned int tidy_chunk(struct map_rec *rec, uint64_t number, struct pv_a
 
 static int tidy_bucket(struct pv_map *map, struct map_rec *rec)
 {
-	struct bucket_rec *b = map_bucket(rec, rec->nbuckets - 1);
+	struct bucket_rec *b = map_bucket(map, rec, rec->nbuckets - 1);
 	struct pv_action a[PV_ACTIONS_MAX];
-	unsigned int n = 0, overflows = 0;
+	struct map_ring ring = {0};
+	unsigned int n = 0;
+	uint64_t overflows = 0;
 	int err;
 
-	for (const struct overflow_rec *o = b->next; o; o = o->next)
-		overflows++;
+	if (!b)
+		return map_damaged();
+	for (const struct overflow_rec *o = b->next; o; o = o->next, overflows++)
+		if (!map_goes_on(map, &ring, o))
+			return map_damaged();
 	/* 7 entries and words, 4 for each overflow bucket and 1, 1 for nbuckets; or 4 for the chunk instead
 	   of the words. */
 	for (; overflows > 3; overflows--) {
@@ -202,7 +221,7 @@ static int tidy_bucket(struct pv_map *map, struct map_rec *rec)
 		a[n++] = PV_FREE(o);
 	}
 	a[n++] = PV_STORE(&rec->nbuckets, rec->nbuckets - 1);
-	n += tidy_chunk(rec, rec->nbuckets - 1, a + n);
+	n += tidy_chunk(map, rec, rec->nbuckets - 1, a + n);
 	return pv_publish(map->store, a, n);
 }
 
@@ -223,6 +242,8 @@ bool pv_map_tidy(struct pv_map *map, uint64_t buckets)
 	struct map_rec *rec = map->root->doomed;
 
 	for (; rec && buckets; buckets--) {
+		if (!map_readable(map, (uintptr_t)rec, sizeof(*rec)) || rec->nbuckets > MAP_BUCKETS_MAX)
+			return false;
 		if (rec->nbuckets ? tidy_bucket(map, rec) : tidy_rec(map, rec))
 			return false; /* read-only or no lane: trying again would not help */
 		rec = map->root->doomed;
@@ -270,13 +291,17 @@ static void check_word(struct checker *c, uint64_t word)
 		problem(c, "bucket %" PRIu64 ": %p is not an object", c->bucket, entry);
 		return;
 	}
-	key = map->key(entry, &bytes);
+	key = map_word_key(map, word, &bytes);
+	if (!key) {
+		problem(c, "bucket %" PRIu64 ": entry %p has no key", c->bucket, entry);
+		return;
+	}
 	hash = pv_map_hash(map, key, bytes);
 	if ((word ^ hash) >> MAP_TAG_SHIFT)
 		problem(c, "bucket %" PRIu64 ": entry %p has a wrong tag", c->bucket, entry);
-	if (map_bucket_number(map->rec, hash) != c->bucket)
+	if (map_bucket_number(map->rec->nbuckets, hash) != c->bucket)
 		problem(c, "bucket %" PRIu64 ": entry %p belongs into bucket %" PRIu64, c->bucket,
-			entry, map_bucket_number(map->rec, hash));
+			entry, map_bucket_number(map->rec->nbuckets, hash));
 	else if (pv_map_find(map, hash, key, bytes) != entry)
 		problem(c, "bucket %" PRIu64 ": entry %p is not found by its key", c->bucket,
 			entry);
@@ -304,14 +329,20 @@ static bool check_chain(struct checker *c, const struct bucket_rec *b)
 
 static void check_bucket(struct checker *c)
 {
-	const struct bucket_rec *b = map_bucket(c->map->rec, c->bucket);
-	const struct overflow_rec *o = b->next;
-	const uint64_t *words = b->words;
+	const struct bucket_rec *b = map_bucket(c->map, c->map->rec, c->bucket);
 	unsigned int nwords = MAP_WORDS;
+	const struct overflow_rec *o;
+	const uint64_t *words;
 	bool end = false;
 
+	if (!b) {
+		problem(c, "bucket %" PRIu64 ": there is none", c->bucket);
+		return;
+	}
 	if (!check_chain(c, b))
 		return;
+	o = b->next;
+	words = b->words;
 	for (;;) {
 		for (unsigned int i = 0; i < nwords; i++) {
 			if (words[i] && end)

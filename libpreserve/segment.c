@@ -134,6 +134,21 @@ static int open_descriptors(struct pv_store *s, uint64_t off, uint64_t bytes)
 			strerror(errno));
 }
 
+/* A segment that ends within a granule is followed by zeros, so that all up to the next one can be read. */
+static int fill_granule(const struct pv_store *s, uint64_t off, uint64_t bytes)
+{
+	uint64_t end = off + bytes, next = round_up(end, 1ull << s->granule_shift);
+
+	if (end == next || mprotect((uint8_t *) s->base + end, next - end, PROT_READ) == 0)
+		return 0;
+	return pvi_fail(-ENOMEM, "no memory to describe the end of a segment: %s", strerror(errno));
+}
+
+static void unmap(const struct pv_store *s, void *addr, uint64_t bytes)
+{
+	pvi_arena_unmap(addr, round_up(bytes, 1ull << s->granule_shift));
+}
+
 int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64_t bytes)
 {
 	struct segment_rec rec = describe(s, number, off, bytes, pvi_index_generation(s->index.rec) + 1);
@@ -157,10 +172,12 @@ int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64
 	}
 	err = open_descriptors(s, off, bytes);
 	if (!err)
+		err = fill_granule(s, off, bytes);
+	if (!err)
 		err = pvi_arena_commit(fd, addr, 0,
 				       round_up(rec.map_off + 8ull * rec.npages, 4096));
 	if (err) {
-		pvi_arena_unmap(addr, bytes);
+		unmap(s, addr, bytes);
 		close(fd);
 		return err;
 	}
@@ -183,20 +200,29 @@ void pvi_segment_abandon(struct pv_store *s, uint32_t number)
 					 !pvi_bits_get(seg->taken, i);
 	}
 	pvi_page_unload(seg);
-	pvi_arena_unmap(seg->addr, seg->bytes);
+	unmap(s, seg->addr, seg->bytes);
 	close(seg->fd);
 	memset(seg, 0, sizeof(*seg));
+}
+
+/* The first granule is the index's; there is no hole behind it that cannot be read. */
+static void set_mapped(struct pv_store *s, uint64_t end)
+{
+	s->mapped.base = s->base + (1ull << s->granule_shift);
+	__atomic_store_n(&s->mapped.bytes, end - (1ull << s->granule_shift), __ATOMIC_RELEASE);
 }
 
 void pvi_segment_publish(struct pv_store *s, uint32_t number)
 {
 	enter(s, &s->segments[number], &s->segments[number]);
+	set_mapped(s, s->segments[number].off + s->segments[number].bytes);
 	atomic_store_explicit(&s->nsegments, number + 1, memory_order_release);
 }
 
 void pvi_segment_withdraw(struct pv_store *s, uint32_t number)
 {
 	atomic_store_explicit(&s->nsegments, number, memory_order_release);
+	set_mapped(s, s->segments[number - 1].off + s->segments[number - 1].bytes);
 	enter(s, &s->segments[number], NULL);
 	pvi_thread_forget(s);
 }
@@ -262,6 +288,8 @@ int pvi_segment_attach(struct pv_store *s, uint32_t number, int fd)
 	} else if (!err) {
 		err = pvi_arena_map((uint8_t *) s->base + off, bytes, fd, s->readonly);
 	}
+	if (!err)
+		err = fill_granule(s, off, bytes);
 	if (err)
 		return err;
 	set_segment(s, &s->segments[number], &rec, fd);

@@ -335,6 +335,7 @@ struct pv_store {
 	uint32_t slot;	   /* of the process's table of stores */
 	uint32_t nclasses; /* larger objects are extents */
 	bool readonly;
+	struct pv_mapped mapped; /* changed where segments are entered and withdrawn */
 	uint8_t class_of[PVI_CLASS_TABLE]; /* by size, rounded up to 16 bytes; [0]: no class */
 	struct pvi_class classes[PVI_CLASSES];
 

@@ -36,7 +36,7 @@ static const void *item_key(const void *entry, size_t *bytes)
 {
 	const struct item *item = entry;
 
-	*bytes = strlen(item->key);
+	*bytes = strnlen(item->key, sizeof(item->key));
 	return item->key;
 }
 
@@ -59,7 +59,8 @@ void open_all(struct fixture *f)
 	ok(pv_open("test", &o, &f->store));
 	ok(pv_type_register(f->store, &type, &f->type));
 	f->map_options = (struct pv_map_options){
-		.size = sizeof(f->map_options), .key = item_key, .hash = f->hash};
+		.size = sizeof(f->map_options), .key = item_key, .hash = f->hash,
+		.entry_bytes = sizeof(struct item)};
 	ok(pv_map_open(f->store, "map", &f->map_options, &f->map));
 }
 

@@ -32,7 +32,8 @@ static const struct pv_typedef root_type =
 
 int db_open(struct db *db, struct pv_store *store)
 {
-	const struct pv_map_options options = {.size = sizeof(options), .key = key_of};
+	const struct pv_map_options options = {
+		.size = sizeof(options), .key = key_of, .entry_bytes = sizeof(struct entry)};
 	pv_type_t type;
 	void *root;
 	int err;

@@ -22,6 +22,23 @@
  *  - The hash is seeded with a random number drawn when the map is created. It resists keys chosen
  *    by somebody who cannot read the store; it is not a cryptographic hash.
  *
+ * DAMAGED MAPS
+ *  The words in the table are addresses, and an image can have been made to deceive by whoever kept it.
+ *  pv_map_open() looks at the table's outline; what it opens, damaged or not, can be searched, walked
+ *  and checked with pv_map_check() without a crash, a hang, or a look at memory outside of the store:
+ *  every address is compared with what is mapped before it is followed, and chains that bite their
+ *  tails end. A search then finds something or not, and no more can be said of a walk; a change of a
+ *  damaged part is refused (-EBADMSG, -EINVAL), or changes objects of this store and nothing else.
+ *  What it takes:
+ *  - entry_bytes is set, and key() reads no more than that before it returns. A key that lies in the
+ *    store is not read behind the store's end; one that the entry only points to is for key() to check,
+ *    with pv_mapped_has().
+ *  - Entries are at addresses where memory of the store is. Whether there is an object, of which type and
+ *    how long, is not looked at: before the program uses an entry that it does not trust, it asks
+ *    pv_usable_bytes(), or has pv_check() and pv_map_check() look at all of them once.
+ *  - No other thread gives segments back meanwhile (pv_trim()), and the program does not itself free
+ *    objects of which the map consists.
+ *
  * ERRORS: as in preserve.h, and
  *    -ENOENT  there is no entry of this key
  *    -E2BIG   the change has no room for one more step; nothing was added to it
@@ -53,6 +70,11 @@ struct pv_map_options {
 	/** Another hash function, the same at every open; NULL: XXH3-64. Its low bits choose the
 	 *  bucket, its top 15 bits tell entries of a bucket apart. */
 	uint64_t (*hash)(const void *key, size_t key_bytes, uint64_t seed);
+	/** Every entry has at least so many bytes: what key() reads to know where the key is and how long
+	 *  (the struct that entries begin with). No function of this header calls key() or a visitor for
+	 *  an address behind which so much is not mapped; see "damaged maps". At most
+	 *  4096. 0: 16, the smallest object. */
+	size_t entry_bytes;
 };
 
 /**
@@ -123,7 +145,8 @@ void pv_map_change_begin(struct pv_map *map, struct pv_map_change *change);
 /**
  * Put a reserved entry in under its key. An entry of the same key is replaced and freed: *old (may
  * be NULL) tells it, for reading until the commit, or NULL. `hash` is pv_map_hash() of the key.
- * Errors: -E2BIG; -EINVAL this change has put the key in already; -ENOSPC, -ENOMEM, -EUSERS.
+ * Errors: -E2BIG; -EINVAL this change has put the key in already; -EBADMSG the table is damaged; -ENOSPC,
+ * -ENOMEM, -EUSERS.
  * On an error the entry is still the caller's. Takes 3 actions for a replacement, 2 for an
  * insertion (4 if the bucket overflows), and 1 for the number of entries if that changes.
  */
@@ -132,12 +155,13 @@ int pv_map_change_put(struct pv_map_change *change, uint64_t hash, void *entry, 
 
 /**
  * Remove the entry of this key and free it (unless PV_MAP_KEEP); *old as above.
- * Errors: -ENOENT, -E2BIG; -EINVAL this change has put the key in. Takes up to 5 actions.
+ * Errors: -ENOENT, -E2BIG; -EINVAL this change has put the key in; -EBADMSG the table is damaged. Takes up
+ * to 5 actions.
  */
 int pv_map_change_remove(struct pv_map_change *change, uint64_t hash, const void *key,
 			 size_t key_bytes, unsigned int flags, void **old);
 
-/** Set the mark of a key's entry. Errors: -ENOENT, -E2BIG. Takes 1 action or none. */
+/** Set the mark of a key's entry. Errors: -ENOENT, -E2BIG, -EBADMSG. Takes 1 action or none. */
 int pv_map_change_mark(struct pv_map_change *change, uint64_t hash, const void *key,
 		       size_t key_bytes, bool mark);
 

@@ -429,6 +429,32 @@ int pv_free(struct pv_store *store, void **dest);
 size_t pv_usable_bytes(struct pv_store *store, const void *object);
 
 /**
+ * What of a store's window has memory behind it and may be read: [base, base + bytes), from the first
+ * segment to the end of the last. Where a segment is not followed by the next at once, there are zeros
+ * between them. The library changes `bytes` when segments come and go.
+ */
+struct pv_mapped {
+	uintptr_t base;
+	uint64_t bytes;
+};
+
+/** Valid until pv_close(). Any thread. */
+const struct pv_mapped *pv_mapped_get(const struct pv_store *store);
+
+/**
+ * May `bytes` from `p` on be read without a fault? For pointers in a store that cannot be trusted: a
+ * handful of instructions. It says nothing about what is there; pv_usable_bytes() does. Any thread; a
+ * pv_trim() at the same time can make the answer untrue.
+ */
+static inline bool pv_mapped_has(const struct pv_mapped *mapped, const void *p, size_t bytes)
+{
+	uint64_t off = (uintptr_t)p - mapped->base;
+	uint64_t have = __atomic_load_n(&mapped->bytes, __ATOMIC_RELAXED);
+
+	return off < have && bytes <= have - off;
+}
+
+/**
  * Fetch into the cache what a coming PV_LIVE or PV_FREE of `object` looks at, for callers that know
  * several objects ahead. Changes nothing; any address is allowed. Any thread.
  */

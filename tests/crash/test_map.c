@@ -292,14 +292,14 @@ static int add_item(void *ctx, void *entry, bool mark)
 }
 
 /* Objects that a table consists of, entries included. */
-static uint64_t table_objects(const struct map_rec *rec)
+static uint64_t table_objects(const struct pv_map *map, const struct map_rec *rec)
 {
 	uint64_t n = 1;
 
 	for (unsigned i = 0; i < MAP_SMALL; i++)
 		n += rec->small[i] != NULL;
 	for (uint64_t b = 0; b < rec->nbuckets; b++) {
-		const struct bucket_rec *bucket = map_bucket(rec, b);
+		const struct bucket_rec *bucket = map_bucket(map, rec, b);
 		const struct overflow_rec *o = bucket->next;
 
 		for (unsigned i = 0; i < MAP_WORDS; i++)
@@ -334,9 +334,9 @@ static uint64_t check(void *ctx)
 		return 0;
 	}
 	pv_map_each(m->map, add_item, &sum);
-	expected = 1 + table_objects(m->map->root->current); /* and the root */
+	expected = 1 + table_objects(m->map, m->map->root->current); /* and the root */
 	for (const struct map_rec *d = m->map->root->doomed; d; d = d->next)
-		expected += table_objects(d);
+		expected += table_objects(m->map, d);
 	if (expected != report.live_objects || sum.items != pv_map_count(m->map)) {
 		crash_note("%" PRIu64 " live objects, %" PRIu64 " of them reached; %" PRIu64
 			   " items of %" PRIu64,

@@ -191,7 +191,7 @@ static void reach_table(struct check *c, const struct map_rec *rec)
 		if (rec->small[i])
 			reach(c, rec->small[i], sizeof(struct bucket_rec), "chunk");
 	for (uint64_t b = 0; b < rec->nbuckets; b++) {
-		const struct bucket_rec *bucket = map_bucket(rec, b);
+		const struct bucket_rec *bucket = map_bucket(c->st->map, rec, b);
 
 		for (unsigned int i = 0; i < MAP_WORDS; i++)
 			if (bucket->words[i])
