@@ -49,6 +49,13 @@ struct pvi_handover_ops {
 	/** See pv_handover_prepare(), pv_handover_cancel(). NULL: not supported. `fds` are all
 	 *  descriptors of the store in ascending order of tokens. */
 	int (*prepare)(struct pvi_handover *h, const struct pvi_fd *fds, unsigned int n);
+	/**
+	 * The part of prepare() that takes time, for descriptors of the store one after the other:
+	 * called without handover_lock, so that the store can grow meanwhile, but never by two at a
+	 * time, nor beside prepare() or cancel(). What a following prepare() is not given any more
+	 * is not handed over. An error has undone all of it. NULL: prepare() does all.
+	 */
+	int (*preserve)(struct pvi_handover *h, const struct pvi_fd *fds, unsigned int n);
 	int (*cancel)(struct pvi_handover *h);
 	/**
 	 * Is everything kept that should be? If not, hand it over again. 0: it was; 1: it was not,
@@ -65,8 +72,10 @@ struct pvi_handover_ops {
 /** Backends embed this as their first member. */
 struct pvi_handover {
 	const struct pvi_handover_ops *ops;
-	enum pv_handover_state state; /* stored atomically: pv_info_get() reads it without the lock */
-	uint32_t warnings;	      /* pv_info.warnings */
+	/* Stored atomically: pv_info_get() reads them without the lock. */
+	enum pv_handover_state state;
+	uint64_t preserved_bytes; /* by the prepare that is under way, or the last one */
+	uint32_t warnings; /* pv_info.warnings */
 };
 
 /**

@@ -120,6 +120,11 @@ int pvi_holder_finish(struct pvi_handover *h)
 	return pvi_session_finish(pvi_keeper_of(h));
 }
 
+static int holder_preserve(struct pvi_handover *h, const struct pvi_fd *fds, unsigned int n)
+{
+	return pvi_session_preserve(pvi_keeper_of(h), fds, n);
+}
+
 static int holder_prepare(struct pvi_handover *h, const struct pvi_fd *fds, unsigned int n)
 {
 	return pvi_session_prepare(pvi_keeper_of(h), fds, n);
@@ -146,6 +151,7 @@ int pvi_holder_forget(struct pvi_handover *h)
 
 void pvi_holder_close(struct pvi_handover *h)
 {
+	pvi_session_abandon(pvi_keeper_of(h));
 	pvi_keeper_close(pvi_keeper_of(h));
 }
 
@@ -172,6 +178,7 @@ static const struct pvi_handover_ops luo_ops = {
 	.drop = pvi_holder_drop,
 	.finish = pvi_holder_finish,
 	.prepare = holder_prepare,
+	.preserve = holder_preserve,
 	.cancel = holder_cancel,
 	.check = holder_check,
 	.forget = pvi_holder_forget,

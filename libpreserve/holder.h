@@ -13,6 +13,20 @@
 #include "handover.h"
 #include "holder_client.h"
 
+/** A session that is being filled (session.c). File i + 1 of it is files[i]. Belongs to whoever
+ *  prepares, not to whoever has the table. */
+struct pvi_draft {
+	bool begun;
+	int session;
+	int manifest;
+	struct pvi_draft_file {
+		uint64_t token;
+		uint64_t inode; /* is not used again while the session has the file */
+	} *files;
+	unsigned int n;
+	unsigned int capacity;
+};
+
 struct pvi_keeper {
 	struct pvi_handover base; /* state is PREPARED while the table has an outgoing session */
 	struct pvi_holder_place place;
@@ -31,6 +45,7 @@ struct pvi_keeper {
 	 * is brought up to date.
 	 */
 	bool shared;
+	struct pvi_draft draft;
 	bool refilled; /* a holder was brought up to date since the last pvi_keeper_check() */
 };
 

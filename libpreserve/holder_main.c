@@ -147,6 +147,7 @@ static int memfd_verify(int fd)
 static int session_verify(int fd)
 {
 	char link[32] = "/proc/self/fd/", target[64] = "", digits[12];
+	struct luo_name_arg named = {.size = sizeof(named)};
 	struct {
 		long type;
 		long rest[31];
@@ -164,11 +165,14 @@ static int session_verify(int fd)
 	while (n)
 		link[at++] = digits[--n];
 	link[at] = 0;
-	if (sys6(SYS_readlinkat, AT_FDCWD, (long)link, (long)target, sizeof(target) - 1, 0, 0) < 0)
+	if (sys6(SYS_readlinkat, AT_FDCWD, (long)link, (long)target, sizeof(target) - 1, 0, 0) >
+	    0) {
+		if (begins_with(target, LUO_LINK_ANON) || begins_with(target, LUO_LINK_FS))
+			return 0;
 		return -EMEDIUMTYPE;
-	if (begins_with(target, LUO_LINK_ANON) || begins_with(target, LUO_LINK_FS))
-		return 0;
-	return -EMEDIUMTYPE;
+	}
+	/* Without /proc. */
+	return sys_ioctl(fd, LUO_GET_NAME, &named) == 0 ? 0 : -EMEDIUMTYPE;
 }
 
 /* ---- messages ---- */

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -141,4 +142,28 @@ int pvi_luo_name(int session, char name[LUO_NAME_MAX])
 	memcpy(name, arg.name, LUO_NAME_MAX);
 	name[LUO_NAME_MAX - 1] = 0;
 	return 0;
+}
+
+bool pvi_luo_is_session(int fd)
+{
+	char path[32], link[64], name[LUO_NAME_MAX];
+	struct statfs fs;
+	ssize_t n;
+
+	if (fstatfs(fd, &fs) == 0 && fs.f_type == LUO_FS_MAGIC)
+		return true;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, link, sizeof(link) - 1);
+	if (n <= 0)
+		return pvi_luo_name(fd, name) == 0;
+	link[n] = 0;
+	return strncmp(link, LUO_LINK_ANON, strlen(LUO_LINK_ANON)) == 0 ||
+	       strncmp(link, LUO_LINK_FS, strlen(LUO_LINK_FS)) == 0;
+}
+
+bool pvi_luo_is_frozen(int fd)
+{
+	/* Gives memory to a page that has it: changes nothing, and is refused while frozen. Unlike
+	 * punching a hole it is not refused for a seal against writing. */
+	return fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 4096) && errno == EPERM;
 }

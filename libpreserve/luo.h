@@ -6,6 +6,7 @@
 #ifndef PVI_LUO_H
 #define PVI_LUO_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "luo_uapi.h"
@@ -29,7 +30,12 @@ int pvi_luo_retrieve_session(int device, const char *name, int *session);
 int pvi_luo_preserve(int session, uint64_t token, int fd);
 int pvi_luo_retrieve(int session, uint64_t token, int *fd);
 int pvi_luo_finish(int session);
-/** -ENOTTY: a kernel before 7.1, or no session. */
+/** The session's whole name. -ENOTTY: this kernel does not say, or it is no session. */
 int pvi_luo_name(int session, char name[LUO_NAME_MAX]);
+/** Is the descriptor a session? Told by its file system, its link in /proc, or its name. */
+bool pvi_luo_is_session(int fd);
+/** Is the memfd frozen, that is, preserved in a session, ours or another's? Its first page must have
+ *  memory. Waits for a preserve of it that is under way. */
+bool pvi_luo_is_frozen(int fd);
 
 #endif

@@ -59,7 +59,8 @@ _Static_assert(sizeof(struct luo_name_arg) == 72, "luo_name_arg");
 /**
  * How a session descriptor is told from others: the start of the link /proc/self/fd/N. The first is
  * what Linux 6.19 to 7.3 show (kernel/liveupdate/luo_session.c), the second and the file system
- * magic are proposed for later ones.
+ * magic are proposed for later ones. The link may have the name cut; LUO_GET_NAME has it whole, and
+ * is the third way.
  */
 #define LUO_LINK_ANON "anon_inode:[luo_session]"
 #define LUO_LINK_FS   "luo_session:["

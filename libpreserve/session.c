@@ -10,8 +10,9 @@
  *
  * Order, and what a crash between two steps leaves:
  *
- *	prepare   preserve everything, mark the manifest complete, let the holder keep manifest and
- *		  session. Before the last step the death of this process closes the session, which
+ *	prepare   preserve everything (without the store's locks: see pvi_session_preserve()), mark
+ *		  the manifest complete, let the holder keep manifest and session. Before the last
+ *		  step the death of this process closes the session, which
  *		  is a cancel; an abrupt kexec hands over an incomplete one, which is refused.
  *	join	  the holder keeps the descriptor, the session gets it, then it is listed. A file
  *		  that was not listed belongs to a segment that the index does not name.
@@ -21,8 +22,9 @@
  *	take over file by file: retrieve, let the holder keep it. Whoever comes next goes on: the
  *		  kernel gives the same open file for a token as often as it is asked. Several may
  *		  do it at once: who finds that another was faster loads what there is by now.
- *	finish	  mark the manifest taken over, finish, close. After the mark nothing is retrieved
- *		  any more, so it does not matter whether the kernel had finished.
+ *	finish	  see that the holder has everything, mark the manifest taken over, finish, close.
+ *		  After the mark nothing is retrieved any more, so it does not matter whether the
+ *		  kernel had finished.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -166,7 +168,15 @@ static int manifest_read(const struct pvi_keeper *k, int fd, struct manifest_rec
 	return 0;
 }
 
-/* ---- this kernel: prepare, join, leave, cancel ---- */
+/* ---- this kernel: what may be preserved ---- */
+
+/** What a file of the session is, for messages. */
+static const char *file_kind(uint64_t token)
+{
+	if (token == HOLDER_TOKEN_MANIFEST)
+		return "the session's manifest";
+	return token ? "a segment" : "the index";
+}
 
 static int preserve_fail(const struct pvi_keeper *k, uint64_t token, int rc)
 {
@@ -179,17 +189,18 @@ static int preserve_fail(const struct pvi_keeper *k, uint64_t token, int rc)
 		rc = -EOPNOTSUPP;
 		break;
 	case -EBUSY:
-		why = "it is preserved already, in another session, or its last session was never "
-		      "finished";
+		why = "it was retrieved from a session that has not been finished";
+		break;
+	case -EFBIG:
+	case -ENOSPC:
+		why = "the kernel's records of the session are full";
+		rc = -ENOSPC;
 		break;
 	default:
 		break;
 	}
-	if (token == HOLDER_TOKEN_MANIFEST)
-		return pvi_fail(rc, "store %s: the manifest cannot be preserved: %s", k->place.name,
-				why);
 	return pvi_fail(rc, "store %s: token %" PRIu64 " (%s) cannot be preserved: %s",
-			k->place.name, token, token ? "a segment" : "the index", why);
+			k->place.name, token, file_kind(token), why);
 }
 
 static int session_create(const struct pvi_keeper *k, int *session)
@@ -210,13 +221,30 @@ static int session_create(const struct pvi_keeper *k, int *session)
 	return rc ? pvi_fail(rc, "cannot create LUO session %s: %s", name, strerror(-rc)) : 0;
 }
 
+/** Is there memory for the holes? The kernel fills them, and has somebody killed if there is not. */
+static int holes_verify(const struct pvi_keeper *k, uint64_t token, const struct stat *st)
+{
+	uint64_t bytes = (uint64_t)st->st_size, backed = (uint64_t)st->st_blocks * 512, room;
+
+	if (backed >= bytes)
+		return 0;
+	room = pvi_memory_room();
+	if (bytes - backed <= room)
+		return 0;
+	return pvi_fail(-ENOMEM,
+			"store %s: token %" PRIu64 " (%s) cannot be preserved: %" PRIu64
+			" MiB of it have no memory yet, and the machine or the cgroup has %" PRIu64
+			" MiB to give",
+			k->place.name, token, file_kind(token), (bytes - backed) >> 20, room >> 20);
+}
+
 /**
  * The kernel (7.2) gives a retrieved file the mode 0777 and then its seals, and F_SEAL_EXEC on an
  * executable file brings F_SEAL_WRITE along: it could not be written any more.
  */
-static int preserve(const struct pvi_keeper *k, int session, uint64_t file, uint64_t token, int fd)
+static int fit_verify(const struct pvi_keeper *k, uint64_t token, int fd, struct stat *st)
 {
-	int rc, seals = fcntl(fd, F_GET_SEALS);
+	int seals = fcntl(fd, F_GET_SEALS);
 
 	if (seals >= 0 && (seals & (F_SEAL_EXEC | F_SEAL_WRITE)) == F_SEAL_EXEC)
 		return pvi_fail(-EOPNOTSUPP,
@@ -225,59 +253,213 @@ static int preserve(const struct pvi_keeper *k, int session, uint64_t file, uint
 				"against execution, which would make it read-only in the next "
 				"kernel (was the store made with sysctl vm.memfd_noexec 2?)",
 				k->place.name, token);
-	rc = pvi_luo_preserve(session, file, fd);
+	if (fstat(fd, st))
+		return pvi_fail(-errno, "store %s: token %" PRIu64 ": %s", k->place.name, token,
+				strerror(errno));
+	if (pvi_luo_is_frozen(fd))
+		return pvi_fail(-EBUSY,
+				"store %s: token %" PRIu64
+				" (%s) cannot be preserved: it is preserved already, in a session "
+				"that is not this one (who has it: preservectl doctor --kexec)",
+				k->place.name, token, file_kind(token));
+	return holes_verify(k, token, st);
+}
+
+static int preserve(const struct pvi_keeper *k, int session, uint64_t file, uint64_t token, int fd)
+{
+	struct stat st;
+	int rc = fit_verify(k, token, fd, &st);
+
+	if (!rc)
+		rc = pvi_luo_preserve(session, file, fd);
+	else
+		return rc;
 	return rc ? preserve_fail(k, token, rc) : 0;
 }
 
-/** Preserves everything. On failure the caller closes the session, which undoes it. */
-static int fill(const struct pvi_keeper *k, int session, int manifest, const struct pvi_fd *fds,
-		unsigned int n)
-{
-	int rc = preserve(k, session, 0, HOLDER_TOKEN_MANIFEST, manifest);
+/* ---- this kernel: prepare ---- */
 
+void pvi_session_abandon(struct pvi_keeper *k)
+{
+	struct pvi_draft *d = &k->draft;
+
+	if (!d->begun)
+		return;
+	/* If nobody else has the session by now, this undoes it. */
+	close(d->session);
+	close(d->manifest);
+	free(d->files);
+	*d = (struct pvi_draft){0};
+}
+
+static int draft_begin(struct pvi_keeper *k)
+{
+	struct pvi_draft *d = &k->draft;
+	int rc;
+
+	if (d->begun)
+		return 0;
+	d->manifest = manifest_create(k);
+	if (d->manifest < 0)
+		return d->manifest;
+	rc = session_create(k, &d->session);
+	if (rc) {
+		close(d->manifest);
+		return rc;
+	}
+	d->begun = true;
+	__atomic_store_n(&k->base.preserved_bytes, 0, __ATOMIC_RELAXED);
+	return preserve(k, d->session, 0, HOLDER_TOKEN_MANIFEST, d->manifest);
+}
+
+/** The number in the draft of the file that this descriptor is, under this token; d->n: none. */
+static unsigned int draft_find(const struct pvi_draft *d, uint64_t token, uint64_t inode)
+{
+	unsigned int i = 0;
+
+	while (i < d->n && (d->files[i].token != token || d->files[i].inode != inode))
+		i++;
+	return i;
+}
+
+static int draft_room(struct pvi_keeper *k)
+{
+	struct pvi_draft *d = &k->draft;
+	unsigned int capacity = d->capacity ? 2 * d->capacity : 16;
+	struct pvi_draft_file *grown;
+
+	if (d->n == MANIFEST_TOKENS)
+		return pvi_fail(-ENOSPC, "store %s has more descriptors than the %u that a session takes",
+				k->place.name, MANIFEST_TOKENS);
+	if (d->n < d->capacity)
+		return 0;
+	grown = realloc(d->files, capacity * sizeof(*grown));
+	if (!grown)
+		return pvi_fail(-ENOMEM, "no memory for a list of %u files", capacity);
+	d->files = grown;
+	d->capacity = capacity;
+	return 0;
+}
+
+static int draft_add(struct pvi_keeper *k, const struct pvi_fd *f)
+{
+	struct pvi_draft *d = &k->draft;
+	struct stat st;
+	int rc;
+
+	if (fstat(f->fd, &st))
+		return pvi_fail(-errno, "store %s: token %" PRIu64 ": %s", k->place.name, f->token,
+				strerror(errno));
+	if (draft_find(d, f->token, st.st_ino) < d->n)
+		return 0;
+	rc = draft_room(k);
+	if (!rc)
+		rc = preserve(k, d->session, d->n + 1, f->token, f->fd);
+	if (!rc)
+		rc = entry_append(k, d->manifest, d->n, f->token);
 	if (rc)
 		return rc;
-	if (n > MANIFEST_TOKENS)
-		return pvi_fail(-ENOSPC, "store %s has %u descriptors, a session takes %u",
-				k->place.name, n, MANIFEST_TOKENS);
-	for (unsigned int i = 0; i < n; i++) {
-		rc = preserve(k, session, i + 1, fds[i].token, fds[i].fd);
-		if (rc)
-			return rc;
-		rc = entry_append(k, manifest, i, fds[i].token);
-		if (rc)
-			return rc;
+	d->files[d->n++] = (struct pvi_draft_file){f->token, st.st_ino};
+	__atomic_fetch_add(&k->base.preserved_bytes, (uint64_t)st.st_size, __ATOMIC_RELAXED);
+	return 0;
+}
+
+int pvi_session_preserve(struct pvi_keeper *k, const struct pvi_fd *fds, unsigned int n)
+{
+	int rc;
+
+	if (__atomic_load_n(&k->base.state, __ATOMIC_RELAXED) == PV_STATE_PREPARED)
+		return 0;
+	rc = draft_begin(k);
+	for (unsigned int i = 0; i < n && !rc; i++)
+		rc = draft_add(k, &fds[i]);
+	if (rc)
+		pvi_session_abandon(k);
+	return rc;
+}
+
+/** What the draft has and the store has not any more is struck from the manifest. */
+static int draft_strike(struct pvi_keeper *k, const struct pvi_fd *fds, unsigned int n)
+{
+	struct pvi_draft *d = &k->draft;
+	int rc = 0;
+
+	if (d->n == n) /* every one of the n is in it */
+		return 0;
+	for (unsigned int i = 0; i < d->n && !rc; i++) {
+		struct stat st = {0};
+		unsigned int j = 0;
+
+		while (j < n && fds[j].token != d->files[i].token)
+			j++;
+		if (j < n && fstat(fds[j].fd, &st))
+			rc = pvi_fail(-errno, "store %s: token %" PRIu64 ": %s", k->place.name,
+				      fds[j].token, strerror(errno));
+		else if (j == n || st.st_ino != d->files[i].inode)
+			rc = word_write(k, d->manifest, token_at(i), NO_TOKEN);
 	}
-	return state_write(k, manifest, MANIFEST_COMPLETE);
+	return rc;
 }
 
 int pvi_session_prepare(struct pvi_keeper *k, const struct pvi_fd *fds, unsigned int n)
 {
-	int session, manifest, rc;
+	struct pvi_draft *d = &k->draft;
+	int rc;
 
 	if (k->base.state == PV_STATE_PREPARED)
 		return 0;
-	if (pvi_keeper_find(k, HOLDER_TOKEN_INCOMING) >= 0)
+	if (pvi_keeper_find(k, HOLDER_TOKEN_INCOMING) >= 0) {
+		pvi_session_abandon(k);
 		return pvi_fail(-EBUSY, "store %s: the last session has not been finished",
 				k->place.name);
-	manifest = manifest_create(k);
-	if (manifest < 0)
-		return manifest;
-	rc = session_create(k, &session);
+	}
+	rc = pvi_session_preserve(k, fds, n);
 	if (rc)
-		goto out;
-	rc = fill(k, session, manifest, fds, n);
+		return rc;
+	rc = draft_strike(k, fds, n);
 	if (!rc)
-		rc = pvi_keeper_keep(k, HOLDER_TOKEN_MANIFEST, manifest);
+		rc = state_write(k, d->manifest, MANIFEST_COMPLETE);
+	if (!rc)
+		rc = pvi_keeper_keep(k, HOLDER_TOKEN_MANIFEST, d->manifest);
 	if (!rc) {
-		rc = pvi_keeper_keep(k, HOLDER_TOKEN_OUTGOING, session);
+		rc = pvi_keeper_keep(k, HOLDER_TOKEN_OUTGOING, d->session);
 		if (rc)
 			pvi_keeper_drop_quietly(k, HOLDER_TOKEN_MANIFEST, rc);
 	}
-	close(session);
-out:
-	close(manifest);
+	pvi_session_abandon(k);
 	return rc;
+}
+
+/* ---- this kernel: look, join, leave, cancel ---- */
+
+int pvi_session_query(const struct pvi_keeper *k, int fd, uint64_t *token)
+{
+	int manifest = pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST);
+	struct manifest_rec *m;
+	struct stat st, other;
+	int rc = 0;
+
+	if (!pvi_luo_is_frozen(fd))
+		return 0;
+	if (fstat(fd, &st))
+		return pvi_fail(-errno, "store %s: %s", k->place.name, strerror(errno));
+	if (k->base.state == PV_STATE_PREPARED) {
+		rc = manifest_read(k, manifest, &m);
+		if (rc)
+			return rc;
+		for (uint64_t i = 0; i < m->count && !rc; i++) {
+			int kept = m->tokens[i] == NO_TOKEN ? -1
+							    : pvi_keeper_find(k, m->tokens[i]);
+
+			rc = kept >= 0 && fstat(kept, &other) == 0 && st.st_dev == other.st_dev &&
+			     st.st_ino == other.st_ino;
+			*token = m->tokens[i];
+		}
+		free(m);
+	}
+	return rc ? 1
+		  : pvi_fail(-EBUSY, "store %s: the descriptor is preserved in another session",
+			     k->place.name);
 }
 
 int pvi_session_leave(struct pvi_keeper *k, uint64_t token)
@@ -384,13 +566,29 @@ static int take_over_file(struct pvi_keeper *k, int session, uint64_t file, uint
 	return rc;
 }
 
+/** Is it a session, and this store's? */
+static int incoming_verify(const struct pvi_keeper *k, int session)
+{
+	char want[LUO_NAME_MAX], name[LUO_NAME_MAX];
+
+	if (!pvi_luo_is_session(session))
+		return pvi_fail(-EBADMSG, "store %s: what the holder keeps as its session is none",
+				k->place.name);
+	pvi_luo_session_name(k->place.name, want);
+	/* Not all kernels tell the name. */
+	if (pvi_luo_name(session, name) == 0 && strcmp(name, want) != 0)
+		return pvi_fail(-EBADMSG, "store %s: the holder keeps LUO session %s, not %s",
+				k->place.name, name, want);
+	return 0;
+}
+
 int pvi_session_take_over(struct pvi_keeper *k)
 {
 	int session = pvi_keeper_find(k, HOLDER_TOKEN_INCOMING);
 	struct manifest_rec *m;
-	int rc = 0;
+	int rc = incoming_verify(k, session);
 
-	if (pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST) < 0)
+	if (!rc && pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST) < 0)
 		rc = take_over_file(k, session, 0, HOLDER_TOKEN_MANIFEST);
 	if (!rc)
 		rc = manifest_read(k, pvi_keeper_find(k, HOLDER_TOKEN_MANIFEST), &m);
@@ -417,6 +615,11 @@ int pvi_session_finish(struct pvi_keeper *k)
 
 	if (session < 0)
 		return 0;
+	/* From here on the kernel has nothing: a second process must have everything. */
+	rc = pvi_keeper_check(k);
+	if (rc < 0)
+		return rc;
+	k->refilled = rc;
 	rc = state_write(k, manifest, MANIFEST_TAKEN_OVER);
 	if (rc)
 		return rc;

@@ -12,14 +12,26 @@
 
 #include "holder.h"
 
-/** Make a session of all descriptors given. When this returns 0 the store is prepared, otherwise
- *  nothing is preserved. */
+/**
+ * Preserve descriptors of the store in a session that only this process knows yet. It uses neither the
+ * keeper's table nor its holder, so others may do that meanwhile. On failure nothing is preserved.
+ */
+int pvi_session_preserve(struct pvi_keeper *k, const struct pvi_fd *fds, unsigned int n);
+/** End what pvi_session_preserve() has begun; nothing: nothing to do. */
+void pvi_session_abandon(struct pvi_keeper *k);
+/** Make a session of all descriptors given, and of no other that pvi_session_preserve() had. When this
+ *  returns 0 the store is prepared, otherwise nothing is preserved. */
 int pvi_session_prepare(struct pvi_keeper *k, const struct pvi_fd *fds, unsigned int n);
 /** While prepared: preserve one more. A descriptor that stood under the token leaves. */
 int pvi_session_join(struct pvi_keeper *k, uint64_t token, int fd);
 /** While prepared: the descriptor of this token is not to be handed over. The kernel cannot let go
  *  of it singly, so its memory stays taken until the session ends. */
 int pvi_session_leave(struct pvi_keeper *k, uint64_t token);
+/**
+ * Is this descriptor preserved? 0: no. 1: in this store's session, under *token (of the store). -EBUSY:
+ * yes, but in a session of somebody else, or in one of ours whose holder and process are gone.
+ */
+int pvi_session_query(const struct pvi_keeper *k, int fd, uint64_t *token);
 /** End the session that was prepared; none: nothing to do. */
 int pvi_session_cancel(struct pvi_keeper *k);
 

@@ -98,9 +98,9 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 		o->lanes = LANES_DEFAULT;
 	if (!o->page_bytes)
 		o->page_bytes = o->segment_bytes >= 4ull << 20 ? LARGE_PAGE : 4096;
-	if (o->flags & ~(PV_CREATE | PV_EXCL | PV_RDONLY | PV_RESET | PV_COMPACT | PV_MEND) ||
+	if (o->flags & ~(PV_CREATE | PV_EXCL | PV_RDONLY | PV_RESET | PV_COMPACT | PV_MEND | PV_EAGER) ||
 	    ((o->flags & (PV_EXCL | PV_RESET)) && !(o->flags & PV_CREATE)) ||
-	    ((o->flags & PV_RDONLY) && (o->flags & (PV_CREATE | PV_COMPACT))))
+	    ((o->flags & PV_RDONLY) && (o->flags & (PV_CREATE | PV_COMPACT | PV_EAGER))))
 		return pvi_fail(-EINVAL, "pv_options.flags 0x%x make no sense", o->flags);
 	if (!power_of_two(o->segment_bytes) || o->segment_bytes < 32768 ||
 	    o->segment_bytes > 1ull << 30)
@@ -364,6 +364,20 @@ static int open_store(struct pv_store *s, const char *name)
 	return err;
 }
 
+/* PV_EAGER is refused before anything is made, where it cannot be had. */
+static int eager_verify(const struct pv_store *s, const char *name)
+{
+	char luo[256] = "";
+
+	if (!(s->options.flags & PV_EAGER) || s->handover->ops->prepare)
+		return 0;
+	if (s->options.handover == PV_HANDOVER_AUTO && pvi_luo_available() != 0)
+		snprintf(luo, sizeof(luo), ": %s", pv_last_error());
+	return pvi_fail(-EOPNOTSUPP,
+			"store %s: PV_EAGER, but the %s backend does not carry a store across a kexec%s",
+			name, s->handover->ops->name, luo);
+}
+
 int pv_open(const char *name, const struct pv_options *opts, struct pv_store **out)
 {
 	uint64_t start = pvi_attach_now_ns();
@@ -386,15 +400,20 @@ int pv_open(const char *name, const struct pv_options *opts, struct pv_store **o
 	s->index.fd = s->index.lock_fd = -1;
 	pthread_mutex_init(&s->heap_lock, NULL);
 	pthread_mutex_init(&s->index_lock, NULL);
+	pthread_mutex_init(&s->prepare_lock, NULL);
 	pthread_mutex_init(&s->handover_lock, NULL);
 	err = pvi_handover_open(name, &s->options, &s->handover);
 	s->fetch_ns = pvi_attach_now_ns() - start;
+	if (!err)
+		err = eager_verify(s, name);
 	if (!err)
 		err = open_store(s, name);
 	if (!err)
 		err = pvi_thread_store_open(s);
 	if (!err && o.flags & PV_COMPACT)
 		err = pv_compact(s, NULL, NULL);
+	if (!err && o.flags & PV_EAGER)
+		err = pv_handover_prepare(s);
 	if (err) {
 		teardown(s);
 		if (s->handover)
@@ -419,6 +438,7 @@ int pv_close(struct pv_store *s)
 	s->handover->ops->close(s->handover);
 	pthread_mutex_destroy(&s->heap_lock);
 	pthread_mutex_destroy(&s->index_lock);
+	pthread_mutex_destroy(&s->prepare_lock);
 	pthread_mutex_destroy(&s->handover_lock);
 	free(s);
 	return 0;
@@ -474,5 +494,6 @@ int pv_info_get(struct pv_store *s, struct pv_info *out)
 	pthread_mutex_unlock(&s->index_lock);
 	/* Whoever looks must not wait for a prepare, or for a holder that hangs. */
 	out->state = __atomic_load_n(&s->handover->state, __ATOMIC_RELAXED);
+	out->preserved_bytes = __atomic_load_n(&s->handover->preserved_bytes, __ATOMIC_RELAXED);
 	return 0;
 }

@@ -19,6 +19,7 @@
  *	cold	   said of a slab not yet touched by this process; `warming` validates and tidies it
  *
  * Locks, in the order in which they may be taken
+ *	prepare_lock	one prepare or cancel at a time; nothing else waits for it
  *	stores_lock	(thread.c) the process's table of open stores; a thread that ends holds it while it
  *			gives back what it has
  *	reclaiming	(retire.c) one callback at a time gives memory back; none while the heap is walked
@@ -367,6 +368,7 @@ struct pv_store {
 	pthread_mutex_t index_lock;
 	struct pvi_index index;
 
+	pthread_mutex_t prepare_lock;
 	pthread_mutex_t handover_lock;
 	struct pvi_handover *handover;
 

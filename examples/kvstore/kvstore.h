@@ -33,6 +33,7 @@ struct options {
 	uint64_t max_memory;	/* 0: none */
 	uint64_t client_memory; /* of all clients' buffers */
 	unsigned int max_clients;
+	bool eager; /* prepared for a kexec at all times */
 	bool destroy;
 };
 

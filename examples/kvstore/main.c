@@ -62,6 +62,7 @@ static struct pv_options store_options(void)
 {
 	return (struct pv_options){
 		.size = sizeof(struct pv_options),
+		.flags = server.opt.eager && !server.opt.destroy ? PV_EAGER : 0,
 		.handover = server.opt.handover,
 		.segment_bytes = segment_bytes(),
 		.limit_bytes = server.opt.max_memory,
@@ -84,7 +85,7 @@ static int open_store(void)
 
 	if (err == -ENOENT) {
 		log_info("%s; creating it", pv_last_error());
-		o.flags = PV_CREATE;
+		o.flags |= PV_CREATE;
 		err = pv_open(server.opt.store, &o, &server.store);
 	}
 	if (err)

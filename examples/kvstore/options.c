@@ -20,6 +20,8 @@ static const char help[] =
 	"  -s, --store NAME         name of the store (default kvstore)\n"
 	"  -H, --handover KIND      who keeps the data while the server is down: auto, systemd,\n"
 	"                           agent, holder, luo or none (default auto)\n"
+	"  -e, --eager              prepared for a kexec at all times, announced or not (takes all\n"
+	"                           memory of each segment)\n"
 	"  -m, --max-memory SIZE    limit of the store, as 512mb or 4gb (default: none)\n"
 	"  -c, --client-memory SIZE limit of all clients' buffers (default: a quarter of the "
 	"memory)\n"
@@ -158,6 +160,9 @@ static int parse_one(int letter, const char *value, struct options *opt)
 			return bad("max-clients", value, "a number from 1 to 1000000 is wanted");
 		opt->max_clients = (unsigned int)n;
 		return -1;
+	case 'e':
+		opt->eager = true;
+		return -1;
 	case OPT_DESTROY:
 		opt->destroy = true;
 		return -1;
@@ -180,6 +185,7 @@ int options_parse(int argc, char **argv, struct options *opt)
 		{"unixsocket", required_argument, NULL, 'u'},
 		{"store", required_argument, NULL, 's'},
 		{"handover", required_argument, NULL, 'H'},
+		{"eager", no_argument, NULL, 'e'},
 		{"max-memory", required_argument, NULL, 'm'},
 		{"client-memory", required_argument, NULL, 'c'},
 		{"max-clients", required_argument, NULL, 'n'},
@@ -199,7 +205,7 @@ int options_parse(int argc, char **argv, struct options *opt)
 		.client_memory = quarter_of_memory(),
 		.max_clients = 10000,
 	};
-	while ((letter = getopt_long(argc, argv, "p:b:u:s:H:m:c:n:r:hV", longs, NULL)) != -1) {
+	while ((letter = getopt_long(argc, argv, "p:b:u:s:H:em:c:n:r:hV", longs, NULL)) != -1) {
 		status = parse_one(letter, optarg, opt);
 		if (status >= 0)
 			return status;

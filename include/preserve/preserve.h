@@ -115,6 +115,12 @@ enum pv_handover {
 			if a process has it open */
 #define PV_COMPACT 32u /* pv_compact() the store before pv_open() returns; an error of it is one of pv_open(),
 			  whose store is then as if it had been opened without this flag and closed */
+#define PV_EAGER  512u /* prepared from birth: pv_handover_prepare() before pv_open() returns, so that a kexec
+			  that nobody has announced keeps the store; an error of it is one of pv_open(),
+			  whose store is then kept and not prepared. What preparing costs is paid at once:
+			  all memory of each segment, and after a kexec the time of preparing in pv_open().
+			  -EOPNOTSUPP if the backend does not carry a store across a kexec. A following
+			  pv_handover_cancel() is in force until pv_handover_prepare() or the next pv_open() */
 #define PV_MEND	  256u /* accept an index that is damaged, if it is known without a guess what it was; see
 			  pv_repair() */
 
@@ -280,6 +286,8 @@ struct pv_info {
 	uint8_t uuid[16];
 	uint32_t mended;	  /* PV_MENDED_*: what pv_open() found damaged of the index */
 	uint32_t warnings;	  /* PV_WARN_* */
+	uint64_t preserved_bytes; /* of `bytes`: done by the pv_handover_prepare() of this process that is
+				     under way, or was the last */
 };
 
 /** pv_info.warnings: what the operator should know, although everything works. */
@@ -465,18 +473,23 @@ void pv_prefetch(const struct pv_store *store, const void *object);
 /**
  * Make the store survive a kexec from now on: a LUO session is created and every memfd preserved
  * into it. The application goes on meanwhile and afterwards; segments that are added join at birth.
- * All memory of the segments is committed. Prepared already: returns 0.
+ * All memory of the segments is committed. Prepared already: returns 0. Takes time in proportion to
+ * the store (pv_info.preserved_bytes says how far it is); no other call on the store waits for it, but
+ * pv_handover_cancel().
  * `systemd`: sees to it that the service manager has every memfd, and changes nothing else: it is the
  * manager that carries them over, if the unit has FileDescriptorStorePreserve=yes, which cannot be seen
  * from here. -ENODEV: no $NOTIFY_SOCKET; -ENOSPC: FileDescriptorStoreMax= is too small; -ETIMEDOUT.
- * Errors: -EOPNOTSUPP the backend has no LUO; -EBUSY device in use or a descriptor preserved
- * elsewhere; -EEXIST the session's name is taken; -ENOMEM, -ENOSPC. On failure nothing is preserved.
- * Crash: the holder keeps the session, the store stays prepared. Any thread, one at a time.
+ * Errors: -EOPNOTSUPP the backend has no LUO; -EBUSY device in use (tried for a second) or a descriptor
+ * preserved elsewhere; -EEXIST the session's name is taken; -ENOMEM there is not the memory to fill the
+ * segments' holes, or none at all; -ENOSPC. On failure nothing is preserved.
+ * Crash: the holder keeps the session, the store stays prepared; before the end of the call, it is as if
+ * there had been none. Any thread.
  */
 int pv_handover_prepare(struct pv_store *store);
 
-/** Undo pv_handover_prepare(): a kexec would lose the store again (`systemd`: what its unit says goes on
- *  to hold). Not prepared: returns 0. */
+/** Undo pv_handover_prepare(), after the end of one that is under way: a kexec would lose the store again
+ *  (`systemd`: what its unit says goes on to hold). Not prepared: returns 0. Errors: -EPERM (PV_RDONLY), and
+ *  those of reaching the holder. Any thread. */
 int pv_handover_cancel(struct pv_store *store);
 
 /**
@@ -500,7 +513,7 @@ int pv_handover_cancel(struct pv_store *store);
  * pv_handover_prepare() and pv_handover_cancel() do. What becomes of that is told to the operator, and is
  * in pv_info.state; it is no error of this call.
  *
- * Costs one exchange of messages (some 50 us), with the agent a few. It waits for a pv_handover_prepare() or a growth that
+ * Costs one exchange of messages (some 50 us), with the agent a few. It waits for a growth that
  * is under way, and 5 s for a holder that hangs: a program with an event loop has a thread for it.
  * PV_HANDOVER_NONE: 0, there is nobody to ask. Crash: at most a holder that lacks something, which
  * the death of this process then loses. Any thread.

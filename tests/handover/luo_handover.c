@@ -5,7 +5,7 @@
  * Every operation that may be interrupted runs in a child, which is killed at each of its steps in
  * turn (steps.h); the parent plays the next process that opens the store (luo_play.h).
  *
- *	boot 0	errors of prepare; prepare and cancel killed at every step; death while prepared;
+ *	boot 0	errors of the kernel's calls and of prepare; prepare and cancel killed at every step; death while prepared;
  *		death of the holder while prepared; stores for the next boot
  *	boot 1	what must not have come; damaged manifests; take-over and finish killed at every
  *		step, and raced; prepare again
@@ -25,6 +25,7 @@
 
 #include "holder.h"
 #include "luo.h"
+#include "luo_errors.h"
 #include "luo_play.h"
 #include "steps.h"
 
@@ -544,6 +545,16 @@ static void without_device(void)
 	h->ops->close(h);
 }
 
+/** Nobody has kept the device open, neither a holder nor a child: it admits one opener. */
+static void device_is_free(unsigned int boot)
+{
+	int device = boot == 4 ? -1 : open(LUO_DEVICE, O_RDWR | O_CLOEXEC);
+
+	CHECK(boot == 4 || device >= 0);
+	if (device >= 0)
+		close(device);
+}
+
 int main(int argc, char **argv)
 {
 	unsigned int boot = argc == 2 ? (unsigned int)atoi(argv[1]) : 99;
@@ -553,6 +564,7 @@ int main(int argc, char **argv)
 	case 0:
 		CHECK(pvi_luo_available() == 0);
 		other_user();
+		luo_errors_before_kexec();
 		errors_of_prepare();
 		deaths_before_kexec();
 		holder_deaths_before_kexec();
@@ -561,6 +573,7 @@ int main(int argc, char **argv)
 		leave_behind();
 		break;
 	case 1:
+		luo_errors_after_kexec();
 		what_must_not_come();
 		race_take_over();
 		deaths_after_kexec();
@@ -582,6 +595,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: luo-handover BOOT (0 to 4)\n");
 		return 2;
 	}
+	device_is_free(boot);
 	printf("luo-handover: boot %u passed\n", boot);
 	return 0;
 }
