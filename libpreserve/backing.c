@@ -47,6 +47,13 @@ static void collapse(struct pv_store *s, struct pvi_segment *seg, uint32_t page,
 	}
 }
 
+void pvi_backing_collapse(struct pv_store *s, bool wanted)
+{
+	pthread_mutex_lock(&s->heap_lock);
+	s->collapses_failed = wanted ? 0 : COLLAPSES_MAX;
+	pthread_mutex_unlock(&s->heap_lock);
+}
+
 int pvi_backing_commit(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n)
 {
 	uint64_t chunk = CHUNK_MIN, used = s->used_pages << s->page_shift;

@@ -323,6 +323,8 @@ static inline uint64_t pvi_page_units(uint64_t bytes)
 
 /** Obtain the memory of pages, and perhaps of some around them. */
 int pvi_backing_commit(struct pv_store *s, struct pvi_segment *seg, uint32_t page, uint32_t n);
+/** Make huge pages of what is committed, or none from the return of this call on. heap_lock is not held. */
+void pvi_backing_collapse(struct pv_store *s, bool wanted);
 /** Give back the memory of free pages; `all`: also of short runs and of what this process has not used.
  *  False: the kernel refuses. */
 bool pvi_backing_punch(struct pv_store *s, struct pvi_segment *seg, bool all);

@@ -19,6 +19,7 @@
 
 #include "handover.h"
 #include "internal.h"
+#include "pin.h"
 
 #define SEGMENT_BYTES_MAX (1ull << 30)
 #define SEGMENT_BYTES_MIN 32768u /* what the format allows */
@@ -398,9 +399,13 @@ static int join(struct pv_store *s, uint32_t number)
 {
 	struct pvi_segment *seg = &s->segments[number];
 	uint64_t generation;
-	int err;
+	int pin = -1, err = 0;
 
-	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
+	if (s->handover->state == PV_STATE_PREPARED)
+		err = pvi_pin_begin(seg->fd, seg->addr, seg->bytes, &pin);
+	if (!err)
+		err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
+	pvi_pin_end(pin);
 	if (err)
 		return err;
 	pthread_mutex_lock(&s->index_lock);

@@ -38,6 +38,7 @@
 
 #include "internal.h"
 #include "luo.h"
+#include "pin.h"
 #include "session.h"
 
 #ifndef F_SEAL_EXEC
@@ -221,30 +222,14 @@ static int session_create(const struct pvi_keeper *k, int *session)
 	return rc ? pvi_fail(rc, "cannot create LUO session %s: %s", name, strerror(-rc)) : 0;
 }
 
-/** Is there memory for the holes? The kernel fills them, and has somebody killed if there is not. */
-static int holes_verify(const struct pvi_keeper *k, uint64_t token, const struct stat *st)
-{
-	uint64_t bytes = (uint64_t)st->st_size, backed = (uint64_t)st->st_blocks * 512, room;
-
-	if (backed >= bytes)
-		return 0;
-	room = pvi_memory_room();
-	if (bytes - backed <= room)
-		return 0;
-	return pvi_fail(-ENOMEM,
-			"store %s: token %" PRIu64 " (%s) cannot be preserved: %" PRIu64
-			" MiB of it have no memory yet, and the machine or the cgroup has %" PRIu64
-			" MiB to give",
-			k->place.name, token, file_kind(token), (bytes - backed) >> 20, room >> 20);
-}
-
 /**
  * The kernel (7.2) gives a retrieved file the mode 0777 and then its seals, and F_SEAL_EXEC on an
  * executable file brings F_SEAL_WRITE along: it could not be written any more.
  */
-static int fit_verify(const struct pvi_keeper *k, uint64_t token, int fd, struct stat *st)
+static int fit_verify(const struct pvi_keeper *k, uint64_t token, int fd)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
+	char what[128];
 
 	if (seals >= 0 && (seals & (F_SEAL_EXEC | F_SEAL_WRITE)) == F_SEAL_EXEC)
 		return pvi_fail(-EOPNOTSUPP,
@@ -253,27 +238,24 @@ static int fit_verify(const struct pvi_keeper *k, uint64_t token, int fd, struct
 				"against execution, which would make it read-only in the next "
 				"kernel (was the store made with sysctl vm.memfd_noexec 2?)",
 				k->place.name, token);
-	if (fstat(fd, st))
-		return pvi_fail(-errno, "store %s: token %" PRIu64 ": %s", k->place.name, token,
-				strerror(errno));
 	if (pvi_luo_is_frozen(fd))
 		return pvi_fail(-EBUSY,
 				"store %s: token %" PRIu64
 				" (%s) cannot be preserved: it is preserved already, in a session "
-				"that is not this one (who has it: preservectl doctor --kexec)",
+				"that is not this one",
 				k->place.name, token, file_kind(token));
-	return holes_verify(k, token, st);
+	snprintf(what, sizeof(what), "store %s: token %" PRIu64 " (%s)", k->place.name, token,
+		 file_kind(token));
+	return pvi_pin_room(fd, what);
 }
 
 static int preserve(const struct pvi_keeper *k, int session, uint64_t file, uint64_t token, int fd)
 {
-	struct stat st;
-	int rc = fit_verify(k, token, fd, &st);
+	int rc = fit_verify(k, token, fd);
 
-	if (!rc)
-		rc = pvi_luo_preserve(session, file, fd);
-	else
+	if (rc)
 		return rc;
+	rc = pvi_luo_preserve(session, file, fd);
 	return rc ? preserve_fail(k, token, rc) : 0;
 }
 

@@ -223,7 +223,7 @@ static void holes_are_too_large(void)
 
 	CHECK(fd >= 0 && pwrite(fd, "x", 1, 0) == 1);
 	CHECK(h->ops->keep(h, 3, fd) == 0);
-	CHECK(play_prepare(h) == -ENOMEM && strstr(pv_last_error(), "have no memory yet"));
+	CHECK(play_prepare(h) == -ENOMEM && strstr(pv_last_error(), "of it have no memory yet"));
 	printf("luo-handover: %s\n", pv_last_error());
 	CHECK(play_thawed(h, 0) && h->state == PV_STATE_SERVING);
 	CHECK(h->ops->drop(h, 3) == 0 && play_prepare(h) == 0);

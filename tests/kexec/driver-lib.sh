@@ -85,6 +85,36 @@ logged() {
 	grep -qF -- "$1" "$VM_SHARE/kvstore-$starts.log" || fail "the server did not say \"$1\""
 }
 
+# expect_attached: the store is the one that was there, and where it was, unless the environment of the
+# whole VM says PV_RELOCATE=always.
+expect_attached() {
+	local origin=reattached
+	[[ ${PV_RELOCATE:-} != always ]] || origin=relocated
+	expect 'the origin' "$(field preserve_origin)" $origin
+}
+
+# server_ends: what was launched ends by itself.
+server_ends() {
+	local tries
+	for ((tries = 0; tries < 100; tries++)); do
+		guest kvstore_runs || return 0
+		sleep 0.1
+	done
+	fail "kvstore does not end: $1"
+}
+
+# grow SEGMENTS FIRST-KEY: write until there are that many more segments.
+grow() {
+	local goal=$(($(field preserve_segments) + $1)) key=$2
+	while (($(field preserve_segments) < goal)); do
+		oracle load --keys 200 --first-key "$key" --value-bytes 8192 --pipeline 256 >"$work/grow"
+		expect 'refused writes' "$(count "$work/grow" refused)" 0
+		key=$((key + 200))
+		((key < $2 + 10000)) || fail "no new segment after $((key - $2)) keys of 8 KiB"
+	done
+	say "  $((key - $2)) keys of 8 KiB: $(field preserve_segments) segments"
+}
+
 # field NAME: of INFO.
 field() { oracle info "$1"; }
 

@@ -96,6 +96,9 @@ qemu_command() {
 	else
 		params+=" kho=off"
 	fi
+	# The kernel hands unknown NAME=VALUE to its first process, as environment: it holds for every
+	# program of every boot.
+	params+=${PV_RELOCATE:+ PV_RELOCATE=$PV_RELOCATE}
 	qemu_args+=(-kernel "$run_dir/bzImage" -initrd "$run_dir/initrd" -append "$params vm.boot=0${append:+ $append}"
 		-netdev "$netdev" -device virtio-net-pci,netdev=net0,romfile=
 		-virtfs "local,path=${run_dir//,/,,},mount_tag=vmctl,security_model=none,id=vmctl"
