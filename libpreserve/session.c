@@ -556,7 +556,7 @@ static int incoming_verify(const struct pvi_keeper *k, int session)
 	if (!pvi_luo_is_session(session))
 		return pvi_fail(-EBADMSG, "store %s: what the holder keeps as its session is none",
 				k->place.name);
-	pvi_luo_session_name(k->place.name, want);
+	pvi_luo_session_name(k->place.uid, k->place.name, want);
 	/* Not all kernels tell the name. */
 	if (pvi_luo_name(session, name) == 0 && strcmp(name, want) != 0)
 		return pvi_fail(-EBADMSG, "store %s: the holder keeps LUO session %s, not %s",
