@@ -195,7 +195,10 @@ int pvi_keeper_load(struct pvi_keeper *k)
 		rc = -ENOENT;
 	state_update(k);
 	if (rc == 0 && k->n == 0)
-		return pvi_fail(-ENOENT, "the holder of store %s keeps nothing", k->place.name);
+		return pvi_fail(-ENOENT,
+				k->place.agent ? "the agent keeps no store %s of user %u"
+					       : "the holder of store %s (user %u) keeps nothing",
+				k->place.name, k->place.uid);
 	return rc;
 }
 
