@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """preservectl agent, and kvstore on an agent. Arguments: preserved, preservectl, kvstore."""
 
+import errno
 import json
 import os
 import shutil
@@ -99,6 +100,33 @@ class Operator(unittest.TestCase):
         self.assertEqual(self.ctl("drop", f"{os.geteuid()}:kvstore").returncode, 0)
         self.assertEqual(json.loads(self.ctl("list", "--json").stdout), [])
         self.assertEqual(self.ctl("drop", "kvstore").returncode, 3)
+
+    def doctor(self):
+        """What it says of the agent."""
+        said = subprocess.run([CTL, "doctor", "--json"], env=self.env, stdout=subprocess.PIPE, check=False)
+        return [f["level"] for f in json.loads(said.stdout)["findings"] if f["name"] == "agent"]
+
+    def test_doctor(self):
+        agent = self.agent()
+        self.assertEqual(self.doctor(), ["ok"])
+        agent.kill()
+        agent.wait()
+        self.assertEqual(self.doctor(), ["fail"])
+
+    def test_prepare_all(self):
+        """Without LUO each store's failure is said, and the others are tried."""
+        self.agent()
+        process, client = self.kvstore()
+        client.close()
+        done = self.ctl("cancel", "--all")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stdout, rb"kvstore of \w+: cancelled, [0-9.]+ s \(1 of 1\)")
+        done = self.ctl("cancel", "kvstore", "missing", "--json")
+        self.assertEqual(done.returncode, 3)
+        self.assertEqual([(s["name"], s["error"]) for s in json.loads(done.stdout)],
+                         [("kvstore", 0), ("missing", errno.ENOENT)])
+        process.kill()
+        process.wait()
 
     def test_agent_dies_under_the_server(self):
         agent = self.agent()

@@ -15,9 +15,10 @@
 
 #include "ctl.h"
 
-#define TIMEOUT_S   30u
-#define THREADS_MAX 16u /* stores that are waited for at a time: each owner takes a while to look \
-			 */
+#define TIMEOUT_S 30u
+#define THREADS_MAX                                                                   \
+	16u /* stores that are waited for at a time: each owner takes a while to look \
+	     */
 
 struct request {
 	const char *what;

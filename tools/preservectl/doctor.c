@@ -8,7 +8,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <preserve/agent.h>
+
 #include "doctor.h"
+
+#define AGENT_SOCKET "/run/preserved/socket"
 
 static const char *const level_words[] = {"ok", "warn", "fail"};
 
@@ -127,6 +131,31 @@ static void print(const struct doctor *d)
 	}
 }
 
+/* ---- the agent ---- */
+
+/** Where there is one, programs rely on it. */
+static void doctor_agent(struct doctor *d)
+{
+	const char *path = getenv("PRESERVE_AGENT");
+	struct pv_agent_entry *list;
+	uint32_t n, unclaimed = 0;
+
+	if (!path && (d->root || access(AGENT_SOCKET, F_OK) != 0))
+		return;
+	if (pv_agent_list(path, &list, &n)) {
+		doctor_add(d, DOCTOR_FAIL, "agent",
+			   "start it: systemctl start preserved.service, or preserved --guard; until then "
+			   "stores cannot be opened, for it cannot be told what is kept",
+			   "%s", pv_last_error());
+		return;
+	}
+	for (uint32_t i = 0; i < n; i++)
+		unclaimed += !list[i].claimed;
+	free(list);
+	doctor_add(d, DOCTOR_OK, "agent", NULL, "it keeps %u stores, of which %u have not been claimed",
+		   n, unclaimed);
+}
+
 /* ---- command line ---- */
 
 enum { KEY_ROOT = 256 };
@@ -182,6 +211,7 @@ int ctl_doctor(int argc, char **argv)
 	doctor_memory(&d);
 	doctor_process(&d);
 	doctor_systemd(&d);
+	doctor_agent(&d);
 	level = worst(&d);
 	if (ctl.json)
 		ctl_json_print(as_json(&d));
