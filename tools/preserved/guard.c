@@ -29,7 +29,7 @@
 #define NAME_BYTES	  160
 #define MESSAGE_BYTES	  512
 #define RESTART_MS	  100
-#define RESTART_MAX_MS	  5000	/* if it dies again and again */
+#define RESTART_MAX_MS	  1000	/* if it dies again and again */
 #define LIVED_MS	  10000 /* if it has lived that long, it does not */
 #define DESCENDANTS_MS	  10000 /* for what it has left running to come to its end */
 
