@@ -136,7 +136,7 @@ static void failure_is_told(void **state)
 	agent_start(NULL);
 	assert_int_equal(pv_close(open_store()), 0);
 	preserving(0, EFBIG);
-	assert_int_equal(prepare(STORE, 100), -EFBIG);
+	assert_int_equal(prepare(STORE, 100), -ENOSPC);
 	assert_false(entry(STORE).prepared);
 	assert_int_equal(entry(STORE).descriptors, 2);
 	/* A session of this name that somebody else has. */
