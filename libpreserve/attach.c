@@ -179,6 +179,10 @@ int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigne
 		detach_index(s);
 		return 0;
 	}
+	/* What a service manager carried through a kexec looks like that for ever after. Whoever has had the
+	 * store open since then has written the index. */
+	if (!err && s->from_kexec && pvi_index_of_this_boot(&s->index))
+		s->from_kexec = false;
 	if (!err)
 		err = map_all(s, fds, n);
 	if (!err && s->readonly && s->index.move.purpose)

@@ -102,6 +102,43 @@ static void write_moving(const struct pvi_index *idx, void *fdt, int *err)
 		pvi_fdt_put_bytes(fdt, err, "moving-back", "", 0);
 }
 
+/* Which boot of which kernel this is: another one even where the same kernel starts again. Zeros where it
+ * cannot be told. */
+static uint8_t boot[16];
+static pthread_once_t boot_once = PTHREAD_ONCE_INIT;
+
+static void read_boot(void)
+{
+	char text[40] = "", *at = text;
+	FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+
+	if (f && !fgets(text, sizeof(text), f))
+		text[0] = 0;
+	if (f)
+		fclose(f);
+	for (unsigned int i = 0; i < sizeof(boot); i++, at += 2) {
+		at += *at == '-';
+		if (sscanf(at, "%2hhx", &boot[i]) == 1)
+			continue;
+		memset(boot, 0, sizeof(boot));
+		return;
+	}
+}
+
+static const uint8_t *this_boot(void)
+{
+	pthread_once(&boot_once, read_boot);
+	return boot;
+}
+
+bool pvi_index_of_this_boot(const struct pvi_index *idx)
+{
+	static const uint8_t unknown[16];
+
+	return memcmp(idx->writer_boot, this_boot(), sizeof(boot)) == 0 &&
+	       memcmp(boot, unknown, sizeof(boot)) != 0;
+}
+
 /* Build the tree in buf; a negative libfdt error or 0. */
 static int build(const struct pvi_index *idx, uint64_t generation, void *buf, uint32_t room)
 {
@@ -124,6 +161,7 @@ static int build(const struct pvi_index *idx, uint64_t generation, void *buf, ui
 	pvi_fdt_put_u64(buf, &err, "generation", generation);
 	pvi_fdt_put_string(buf, &err, "writer-library", pv_version());
 	pvi_fdt_put_string(buf, &err, "writer-kernel", uname(&uts) == 0 ? uts.release : "unknown");
+	pvi_fdt_put_bytes(buf, &err, "writer-boot", this_boot(), sizeof(boot));
 	write_segments(idx, buf, &err);
 	pvi_index_write_types(idx, buf, &err);
 	write_roots(idx, buf, &err);
@@ -241,7 +279,7 @@ static int read_store(struct pvi_index *idx, const void *fdt, uint64_t generatio
 		      const struct index_rec *rec)
 {
 	struct pvi_fdt_node n = {.fdt = fdt, .off = 0};
-	const void *uuid;
+	const void *uuid, *writer;
 	int len;
 
 	if (fdt_node_check_compatible(fdt, 0, PV_COMPATIBLE) != 0)
@@ -261,6 +299,11 @@ static int read_store(struct pvi_index *idx, const void *fdt, uint64_t generatio
 		pvi_fdt_fault(&n, "uuid", "differs from the header");
 	else
 		memcpy(idx->uuid, uuid, 16);
+	writer = fdt_getprop(fdt, 0, "writer-boot", &len);
+	if (writer && len == sizeof(idx->writer_boot))
+		memcpy(idx->writer_boot, writer, sizeof(idx->writer_boot));
+	else
+		memset(idx->writer_boot, 0, sizeof(idx->writer_boot));
 	if (!power_of_two(idx->granule_bytes) || idx->granule_bytes < 32768 ||
 	    idx->granule_bytes > 1ull << 40)
 		pvi_fdt_fault(&n, "granule-bytes", "is out of range");

@@ -121,6 +121,8 @@ int pvi_index_slot_read(int fd, const struct index_rec *rec, enum pvi_index_how 
 			struct index_slot_rec **out, uint32_t *mended);
 /** Write to the memfd what idx->mended says is damaged there. A crash on the way: it is still so. */
 void pvi_index_mend(struct pvi_index *idx);
+/** Has the index that was read been written since this kernel was started? false: no, or not known. */
+bool pvi_index_of_this_boot(const struct pvi_index *idx);
 /** Write anew what of the memfd is damaged or missing, from what is there, or else from idx; index_lock.
  *  As pvi_index_stage(). */
 int pvi_index_restore(struct pvi_index *idx);

@@ -319,6 +319,7 @@ struct pvi_index {
 	} *segments; /* PVI_SEGMENTS_MAX */
 	char name[PVI_NAME_MAX + 1];
 	uint8_t uuid[16];
+	uint8_t writer_boot[16]; /* of who wrote the tree that was read; zeros: it does not say */
 };
 
 struct pvi_handover;

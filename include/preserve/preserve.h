@@ -262,8 +262,8 @@ struct pv_info {
 	enum pv_origin origin;
 	enum pv_handover handover; /* the backend in use, never AUTO */
 	enum pv_handover_state state;
-	bool from_kexec;          /* the descriptors were retrieved from a LUO session; `systemd`: in
-				     the life of this kernel, by the service manager */
+	bool from_kexec;          /* the descriptors came through a kexec, and this is the first process since
+				     that opened the store for writing */
 	uint32_t segments;
 	uint32_t lanes;
 	uint64_t base;            /* address of the window */
