@@ -35,7 +35,7 @@ GOOD = {
     "run/systemd/system/there": "",
     "probe/systemctl-version": "systemd 262 (262.1)\n",
     UNIT: "LoadState=loaded\nKillMode=process\nFileDescriptorStoreMax=0\n"
-    "FileDescriptorStorePreserve=restart\nMemoryMax=infinity\nLimitAS=infinity\n"
+    "NFileDescriptorStore=0\nFileDescriptorStorePreserve=restart\nMemoryMax=infinity\nLimitAS=infinity\n"
     "LimitNOFILE=524288\nPrivateTmp=no\n",
 }
 
@@ -229,8 +229,12 @@ class Systemd(Doctor):
         self.only("unit-keeping", "fail", "KillMode=control-group", "--unit", "x.service")
         self.put(UNIT, GOOD[UNIT].replace("StoreMax=0", "StoreMax=64").replace("process", "mixed"))
         self.only("unit-keeping", "warn", "FileDescriptorStoreMax=64", "--unit", "x.service")
-        self.put(UNIT, GOOD[UNIT].replace("StoreMax=0", "StoreMax=64").replace("=restart", "=yes"))
+        kept = GOOD[UNIT].replace("StoreMax=0", "StoreMax=64").replace("=restart", "=yes")
+        # Where there is no holder, it does not matter who sees its directory.
+        self.put(UNIT, kept.replace("PrivateTmp=no", "PrivateTmp=yes"))
         self.assertEqual(self.findings("--unit", "x.service"), {})
+        self.put(UNIT, kept.replace("NFileDescriptorStore=0", "NFileDescriptorStore=64"))
+        self.only("unit-keeping", "warn", "systemd keeps 64 descriptors", "--unit", "x.service")
         self.unit("PrivateTmp", "yes")
         self.only("unit-keeping", "fail", "PrivateTmp", "--unit", "x.service")
 

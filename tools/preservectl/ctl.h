@@ -116,6 +116,24 @@ struct ctl_processes {
  *  (other users') is not found. Owned by the caller: free(out->v). */
 int ctl_processes_find(const struct pv_stores_entry *e, struct ctl_processes *out);
 
+/* ---- units.c: what systemd keeps ---- */
+
+struct ctl_unit_store {
+	char name[64];
+	char unit[256];
+	unsigned int descriptors;
+	struct pv_stores_entry index; /* device and inode only, for ctl_processes_find() */
+};
+
+struct ctl_unit_stores {
+	struct ctl_unit_store *v;
+	unsigned int n;
+};
+
+/** Stores in the file descriptor stores of systemd's services, if we are root and look at all stores.
+ *  None where systemd does not say. free(all->v). */
+void ctl_units_find(struct ctl_unit_stores *all);
+
 /* ---- out.c: tables and JSON ---- */
 
 /** A table that is as wide as its cells. Columns whose heading begins with '>' are set right. */

@@ -86,29 +86,44 @@ static void look_at_limits(struct doctor *d, const char *text)
 			   d->unit, (unsigned long long) files);
 }
 
-/* Who keeps the descriptors when the service stops: a holder that is left alone, or systemd. */
-static void look_at_keeping(struct doctor *d, const char *text)
+/* The store of descriptors that the unit has: is there room in it, and does it outlive a stop? */
+static void look_at_fdstore(struct doctor *d, const char *text, uint64_t max)
 {
-	uint64_t store_max = size_property(text, "FileDescriptorStoreMax");
-	char mode[256], preserve[256], private_tmp[256];
-	bool by_systemd = store_max && store_max != UINT64_MAX;
+	uint64_t n = size_property(text, "NFileDescriptorStore");
+	char preserve[256];
+
+	if (strcmp(property(text, "FileDescriptorStorePreserve", preserve), "yes") != 0)
+		doctor_add(d, DOCTOR_WARN, "unit-keeping", "FileDescriptorStorePreserve=yes",
+			   "%s: FileDescriptorStoreMax=%llu, but FileDescriptorStorePreserve=%s: a stop, and a "
+			   "kexec, unlike a restart, drops what systemd keeps",
+			   d->unit, (unsigned long long) max, preserve[0] ? preserve : "no");
+	else if (n != UINT64_MAX && n >= max)
+		doctor_add(d, DOCTOR_WARN, "unit-keeping",
+			   "raise FileDescriptorStoreMax=: a store needs one for its index and one for each segment",
+			   "%s: systemd keeps %llu descriptors, and FileDescriptorStoreMax=%llu: the store cannot "
+			   "grow", d->unit, (unsigned long long) n, (unsigned long long) max);
+	else if (n != UINT64_MAX)
+		doctor_add(d, DOCTOR_OK, "unit-keeping", NULL, "%s: systemd keeps %llu descriptors, of %llu at most",
+			   d->unit, (unsigned long long) n, (unsigned long long) max);
+	else
+		doctor_add(d, DOCTOR_OK, "unit-keeping", NULL, "%s: systemd keeps descriptors", d->unit);
+}
+
+/* A holder that is left alone keeps the descriptors when the service stops, if it is. */
+static void look_at_holder(struct doctor *d, const char *text)
+{
+	char mode[256], private_tmp[256];
 
 	property(text, "KillMode", mode);
-	property(text, "FileDescriptorStorePreserve", preserve);
 	property(text, "PrivateTmp", private_tmp);
-	if (strcmp(mode, "process") != 0 && strcmp(mode, "none") != 0 && !by_systemd)
+	if (strcmp(mode, "process") != 0 && strcmp(mode, "none") != 0)
 		doctor_add(d, DOCTOR_FAIL, "unit-keeping",
-			   "KillMode=process, so that the holder stays when the service stops; or "
-			   "FileDescriptorStoreMax= for a program that puts its descriptors there",
+			   "FileDescriptorStoreMax= and FileDescriptorStorePreserve=yes, so that systemd keeps the "
+			   "store; or KillMode=process, so that the holder stays when the service stops",
 			   "%s: KillMode=%s ends the holder with the service", d->unit, mode);
-	else if (by_systemd && strcmp(preserve, "yes") != 0)
-		doctor_add(d, DOCTOR_WARN, "unit-keeping", "FileDescriptorStorePreserve=yes",
-			   "%s: FileDescriptorStoreMax=%llu, but FileDescriptorStorePreserve=%s: a stop, unlike a "
-			   "restart, drops what systemd keeps",
-			   d->unit, (unsigned long long) store_max, preserve[0] ? preserve : "no");
 	else
-		doctor_add(d, DOCTOR_OK, "unit-keeping", NULL, "%s: %s", d->unit,
-			   by_systemd ? "systemd keeps descriptors" : "a holder stays when the service stops");
+		doctor_add(d, DOCTOR_OK, "unit-keeping", NULL, "%s: a holder stays when the service stops",
+			   d->unit);
 	if (strcmp(private_tmp, "yes") == 0 && d->stores && strncmp(d->stores->dir, "/tmp/", 5) == 0)
 		doctor_add(d, DOCTOR_FAIL, "unit-keeping",
 			   "a runtime directory below /run (RuntimeDirectory= with RuntimeDirectoryPreserve=yes)",
@@ -118,6 +133,7 @@ static void look_at_keeping(struct doctor *d, const char *text)
 static void look_at_unit(struct doctor *d)
 {
 	char text[DOCTOR_TEXT], words[400], loaded[256];
+	uint64_t store_max;
 
 	if (strspn(d->unit, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.@-") !=
 		    strlen(d->unit) ||
@@ -126,8 +142,8 @@ static void look_at_unit(struct doctor *d)
 		return;
 	}
 	snprintf(words, sizeof(words),
-		 "show -p LoadState,KillMode,FileDescriptorStoreMax,FileDescriptorStorePreserve,MemoryMax,"
-		 "LimitAS,LimitNOFILE,PrivateTmp -- %s",
+		 "show -p LoadState,KillMode,FileDescriptorStoreMax,NFileDescriptorStore,FileDescriptorStorePreserve,"
+		 "MemoryMax,LimitAS,LimitNOFILE,PrivateTmp -- %s",
 		 d->unit);
 	if (!systemctl(d, "/probe/unit", words, text)) {
 		doctor_add(d, DOCTOR_FAIL, "unit", "look at `systemctl show UNIT`",
@@ -139,8 +155,14 @@ static void look_at_unit(struct doctor *d)
 			   d->unit, loaded);
 		return;
 	}
-	look_at_keeping(d, text);
-	look_at_memory(d, text);
+	/* With systemd no limit is in the way: it is process 1 that retrieves. */
+	store_max = size_property(text, "FileDescriptorStoreMax");
+	if (store_max && store_max != UINT64_MAX) {
+		look_at_fdstore(d, text, store_max);
+	} else {
+		look_at_holder(d, text);
+		look_at_memory(d, text);
+	}
 	look_at_limits(d, text);
 }
 

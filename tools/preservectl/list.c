@@ -70,6 +70,35 @@ static void store_row(struct ctl_table *t, const struct ctl_place *place,
 	users_cell(t, users);
 }
 
+/* Of a store that systemd keeps, only who has it can be seen. */
+static void list_unit_store(json_t *array, struct ctl_table *t, const struct ctl_unit_store *s)
+{
+	struct ctl_processes users;
+	bool open = false;
+
+	ctl_processes_find(&s->index, &users);
+	for (unsigned int i = 0; i < users.n; i++)
+		open |= users.v[i].writer;
+	if (array) {
+		json_array_append_new(array, json_pack("{s:s, s:s, s:b, s:s, s:s, s:i, s:i, s:o}", "name", s->name,
+						       "state", open ? "serving" : "idle", "open", open,
+						       "backend", "systemd", "unit", s->unit, "holder_pid", 1,
+						       "descriptors", (int) s->descriptors, "users",
+						       users_json(&users)));
+	} else {
+		ctl_cell(t, "%s", s->name);
+		ctl_cell(t, "-");
+		ctl_cell(t, "%s", open ? "serving" : "idle");
+		ctl_cell(t, "-");
+		ctl_cell(t, "-");
+		ctl_cell(t, "-");
+		ctl_cell(t, "%s", s->unit);
+		ctl_cell(t, "1");
+		users_cell(t, &users);
+	}
+	free(users.v);
+}
+
 static int parse(int key, char *arg, struct argp_state *state)
 {
 	if (key == ARGP_KEY_ARG)
@@ -87,6 +116,7 @@ int ctl_list(int argc, char **argv)
 	static const char *const headings[] = {"STORE",	  "OWNER",   "STATE",	">SIZE", ">MEMORY",
 					       ">GENERATION", "KEPT BY", ">HOLDER", "OPEN IN", NULL};
 	struct ctl_table *t = NULL;
+	struct ctl_unit_stores kept;
 	struct ctl_places places;
 	json_t *array = NULL;
 	int status;
@@ -115,6 +145,10 @@ int ctl_list(int argc, char **argv)
 		}
 	}
 	ctl_places_free(&places);
+	ctl_units_find(&kept);
+	for (unsigned int i = 0; i < kept.n; i++)
+		list_unit_store(array, t, &kept.v[i]);
+	free(kept.v);
 	if (ctl.json)
 		return ctl_json_print(array) ? CTL_FAILED : status;
 	ctl_table_print(t);
