@@ -59,6 +59,14 @@ vm_kexec_load() {
 }
 
 # vm_kexec_jump: go to the loaded kernel at this instant; nothing is told or stopped. Never returns.
+# vm_kexec_leave: the same by way of a shutdown, with --system only: systemd stops every service first.
+vm_kexec_leave() {
+	vm_mark "jump-$BOOT"
+	systemctl --no-block kexec || vm_fail 'systemctl kexec failed'
+	sleep 600
+	vm_fail 'the shutdown did not come to an end'
+}
+
 vm_kexec_jump() {
 	vm_mark "jump-$BOOT"
 	/vm/kexec jump || vm_fail 'the jump into the new kernel did not happen'

@@ -32,7 +32,8 @@ initramfs_skeleton() {
 	printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
 	printf '127.0.0.1 localhost vm\n' >"$root/etc/hosts"
 	install -m 755 "$VM_DIR/guest-init" "$root/init"
-	install -m 644 "$VM_DIR/guest-lib.sh" "$root/vm/guest-lib.sh"
+	install -m 644 "$VM_DIR/guest-lib.sh" "$VM_DIR/guest-system" "$root/vm/"
+	install -m 755 "$VM_DIR/guest-run" "$root/vm/guest-run"
 	"${vm_cc[@]}" -static -O1 -o "$root/vm/kexec" "$VM_DIR/kexec.c" ||
 		die "cannot build tests/vm/kexec.c with ${vm_cc[*]}"
 }
@@ -79,12 +80,15 @@ initramfs_program() {
 	done < <(LC_ALL=C ldd "$source" 2>/dev/null || true)
 }
 
-# initramfs_build WORK: uses the arrays programs and files and the variable scenario of the caller,
-# leaves WORK/initrd.
+# initramfs_build WORK: uses the arrays programs and files and the variables scenario and system of the
+# caller, leaves WORK/initrd.
 initramfs_build() {
 	local work=$1 root=$1/root item libgcc
 	initramfs_skeleton "$root"
 	cp "$scenario" "$root/vm/scenario" || die "cannot read the scenario $scenario"
+	# guest-system moves them on into the system.
+	[[ -z $system ]] || root=$root/system
+	mkdir -p "$root/lib"
 	for item in ${programs[@]+"${programs[@]}"}; do
 		initramfs_program "$root" "$item"
 	done
@@ -96,5 +100,5 @@ initramfs_build() {
 	libgcc=$("${vm_cc[@]}" -print-file-name=libgcc_s.so.1 2>/dev/null || true)
 	[[ ! -f $libgcc || ! -e $root/lib/libc.so.6 ]] ||
 		initramfs_copy "$root" "$libgcc" /lib/libgcc_s.so.1
-	initramfs_pack "$root" "$work/initrd"
+	initramfs_pack "$work/root" "$work/initrd"
 }

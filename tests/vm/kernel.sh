@@ -4,18 +4,8 @@
 # The test kernel: Debian's linux-source package, tinyconfig plus kernel.config, built once into the
 # cache. Debian's ready kernels have kexec handover off, so there is no way around building one.
 #
-# Where the source comes from. Debian 12 has no kernel new enough, a newer suite on the same mirror
-# has. The mirror is whatever the machine's apt is configured for (asked of apt itself, so deb822,
-# one-line files, proxies and credentials all count). A private apt root in the cache folder names the
-# newer suite, so the machine's own package lists and sources are neither used up nor changed, and root
-# is not needed.
-#
-# Why the source can be trusted. The suite's Release file must be signed by a key of
-# debian-archive-keyring; apt checks the package against the hashes in it. A Debian 12 point release
-# carries the next release's keys. Where the machine's keyring is older, a newer keyring package is
-# taken from the machine's own release (verified with the keyring the machine already trusts) and used
-# for this only. Nothing unsigned is ever accepted. Check-Valid-Until is off, because frozen mirrors
-# are common in CI; the kernel is only ever run inside a virtual machine.
+# Where the source comes from, and why it can be trusted: debian.sh. Debian 12 has no kernel new enough, a
+# newer suite on the same mirror has.
 #
 # The cache: $XDG_CACHE_HOME/libpreserve/kernel/SOURCEVERSION-CONFIGHASH/{bzImage,config,System.map}.
 # An entry appears by rename when it is complete; the build tree is removed whatever happens.
@@ -68,73 +58,7 @@ kernel_path() {
 	kernel_find_cached || die "the kernel was built but is not in $cache/kernel"
 }
 
-# --- the private apt root -------------------------------------------------------------------------
-
-# Base addresses of the mirrors that serve the machine's own release, in the machine's order.
-# `--print-uris update` needs no lists, no root and no network. Third-party repositories may slip in
-# when they use the release's name; they fail the signature check later and are passed over.
-kernel_mirrors() {
-	local codename
-	codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-	apt-get --print-uris update 2>/dev/null |
-		sed -n "s|^'\(.*\)/dists/\([^/']*\)/InRelease' .*|\2 \1|p" |
-		awk -v own="$codename" '$1 == own { print $2; next } { later[++n] = $2 }
-			END { for (i = 1; i <= n; i++) print later[i] }' |
-		awk '!seen[$0]++'
-}
-
-# kernel_apt ROOT TOOL ARGUMENT...: apt-get or apt-cache with state, sources and cache inside ROOT.
-# Proxies, credentials and CA settings of the machine stay in force; its package pins do not.
-kernel_apt() {
-	local root=$1 tool=$2
-	shift 2
-	"$tool" -q \
-		-o Dir::State="$root/state" -o Dir::State::lists="$root/lists" \
-		-o Dir::State::status="$root/status" -o Dir::Cache="$root/cache" \
-		-o Dir::Etc::sourcelist="$root/sources.list" -o Dir::Etc::sourceparts=/dev/null \
-		-o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
-		-o APT::Sandbox::User=root -o Acquire::Languages=none \
-		-o Acquire::Check-Valid-Until=false -o Acquire::AllowInsecureRepositories=false \
-		"$@" </dev/null
-}
-
-# kernel_apt_use ROOT MIRROR SUITE KEYRING: point the private root at one suite and fetch its index.
-# The output of a failed try goes to ROOT/update.log; it fails if the signature is not good.
-kernel_apt_use() {
-	local root=$1 mirror=$2 suite=$3 keyring=$4
-	rm -rf "${root:?}/lists" "${root:?}/cache"
-	mkdir -p "$root/state" "$root/lists/partial" "$root/cache/archives/partial"
-	: >"$root/status"
-	printf 'deb [arch=amd64 signed-by=%s] %s %s main\n' "$keyring" "$mirror" "$suite" >"$root/sources.list"
-	kernel_apt "$root" apt-get -o APT::Update::Error-Mode=any update >"$root/update.log" 2>&1
-}
-
-# The machine's keyring; Debian 13 and later also use the suffix .pgp.
-kernel_machine_keyring() {
-	local k
-	for k in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
-		if [[ -r $k ]]; then
-			printf '%s\n' "$k"
-			return
-		fi
-	done
-	die "no debian-archive-keyring in /usr/share/keyrings; install the package debian-archive-keyring"
-}
-
-# If the index in ROOT failed for want of a key: take a newer keyring package from the machine's own
-# release, trusted through the machine's keyring, and try again with that.
-kernel_retry_newer_key() {
-	local root=$1 mirror=$2 suite=$3 keyring=$4 codename newer
-	grep -q NO_PUBKEY "$root/update.log" || return 1
-	codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-	kernel_apt_use "$root" "$mirror" "$codename" "$keyring" || return 1
-	rm -rf "$root/keyring" "$root"/debian-archive-keyring_*.deb
-	(cd "$root" && kernel_apt "$root" apt-get download debian-archive-keyring) >>"$root/update.log" 2>&1 || return 1
-	dpkg-deb -x "$root"/debian-archive-keyring_*.deb "$root/keyring"
-	newer=$root/keyring/usr/share/keyrings/debian-archive-keyring.gpg
-	[[ -r $newer ]] || return 1
-	kernel_apt_use "$root" "$mirror" "$suite" "$newer"
-}
+# --- the source --------------------------------------------------------------------------------------
 
 # The linux-source package to build, from the index now in ROOT: the wanted series if it is there,
 # else the lowest newer one.
@@ -149,7 +73,7 @@ kernel_pick_package() {
 		if [[ -z $pick && $(printf '%s\n' "$KERNEL_SERIES" "$series" | sort -V | head -n 1) == "$KERNEL_SERIES" ]]; then
 			pick=$series
 		fi
-	done < <(kernel_apt "$root" apt-cache pkgnames linux-source- |
+	done < <(debian_apt "$root" apt-cache pkgnames linux-source- |
 		sed -n 's/^linux-source-\([0-9][0-9.]*\)$/\1/p' | sort -V)
 	[[ -z $pick ]] || printf 'linux-source-%s\n' "$pick"
 }
@@ -158,14 +82,13 @@ kernel_pick_package() {
 # print its name.
 kernel_locate() {
 	local root=$1 mirror suite keyring found newer tried=()
-	keyring=$(kernel_machine_keyring)
+	keyring=$(debian_machine_keyring)
 	local mirrors
-	mapfile -t mirrors < <(kernel_mirrors)
+	mapfile -t mirrors < <(debian_mirrors)
 	((${#mirrors[@]} > 0)) || die "apt knows no package source on this machine (apt-get --print-uris update printed none)"
 	for mirror in "${mirrors[@]}"; do
 		for suite in "${KERNEL_SUITES[@]}"; do
-			if ! kernel_apt_use "$root" "$mirror" "$suite" "$keyring" &&
-				! kernel_retry_newer_key "$root" "$mirror" "$suite" "$keyring"; then
+			if ! debian_suite "$root" "$mirror" "$suite" "$keyring"; then
 				tried+=("$suite: $(grep -E '^[EW]: ' "$root/update.log" | head -n 1)")
 				continue
 			fi
@@ -194,7 +117,7 @@ kernel_build() {
 	say "looking for linux-source-$KERNEL_SERIES"
 	package=$(kernel_locate "$work/apt") || exit
 	say "downloading $package (about 165 MB)"
-	(cd "$work" && kernel_apt "$work/apt" apt-get download "$package") >"$work/download.log" 2>&1 ||
+	(cd "$work" && debian_apt "$work/apt" apt-get download "$package") >"$work/download.log" 2>&1 ||
 		die "cannot download $package: $(tail -n 1 "$work/download.log")"
 	deb=$(ls "$work"/"$package"_*.deb)
 	version=$(dpkg-deb -f "$deb" Version)

@@ -99,6 +99,10 @@ qemu_command() {
 	# The kernel hands unknown NAME=VALUE to its first process, as environment: it holds for every
 	# program of every boot.
 	params+=${PV_RELOCATE:+ PV_RELOCATE=$PV_RELOCATE}
+	if [[ -n $system ]]; then
+		params+=" vm.system systemd.unit=vm.target systemd.show_status=no systemd.tty.term.console=dumb"
+		qemu_args+=(-virtfs "local,path=${system//,/,,},mount_tag=vmroot,security_model=none,id=vmroot,readonly=on")
+	fi
 	qemu_args+=(-kernel "$run_dir/bzImage" -initrd "$run_dir/initrd" -append "$params vm.boot=0${append:+ $append}"
 		-netdev "$netdev" -device virtio-net-pci,netdev=net0,romfile=
 		-virtfs "local,path=${run_dir//,/,,},mount_tag=vmctl,security_model=none,id=vmctl"
