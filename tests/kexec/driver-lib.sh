@@ -62,6 +62,13 @@ kexec_with() {
 	wait_boot
 }
 
+# leave_kernel: into the next kernel by `systemctl kexec`, which stops all services before.
+leave_kernel() {
+	"$VM" post "command-$boot-$((commands + 1))" leave
+	boot=$((boot + 1)) commands=0
+	wait_boot
+}
+
 end_vm() { "$VM" post "command-$boot-$((commands + 1))" exit; }
 
 # --- the server ---------------------------------------------------------------------------------------
