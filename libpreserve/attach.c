@@ -9,6 +9,8 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -169,6 +171,15 @@ static void detach_index(struct pv_store *s)
 	s->index = (struct pvi_index){.fd = -1, .lock_fd = -1};
 }
 
+/* A memfd that came through a kexec has lost its name, for ever. */
+static bool came_by_kexec(int fd)
+{
+	char path[40], link[16] = "";
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return readlink(path, link, sizeof(link) - 1) > 0 && strncmp(link, "/memfd:", 7) != 0;
+}
+
 int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigned int n, bool *again)
 {
 	int err = attach_index(s, name, pvi_attach_fd(fds, n, 0));
@@ -179,10 +190,10 @@ int pvi_attach(struct pv_store *s, const char *name, struct pvi_fd *fds, unsigne
 		detach_index(s);
 		return 0;
 	}
-	/* What a service manager carried through a kexec looks like that for ever after. Whoever has had the
-	 * store open since then has written the index. */
-	if (!err && s->from_kexec && pvi_index_of_this_boot(&s->index))
-		s->from_kexec = false;
+	/* Whoever has had the store open since the kexec has written the index. */
+	if (!err)
+		s->from_kexec = (s->from_kexec || came_by_kexec(s->index.fd)) &&
+				!pvi_index_of_this_boot(&s->index);
 	if (!err)
 		err = map_all(s, fds, n);
 	if (!err && s->readonly && s->index.move.purpose)
