@@ -315,25 +315,37 @@ static uint32_t choose_keep(const struct census *c, uint32_t min)
 	return make_plan(c, c->s->nsegments, 0, false).pages_freed ? c->s->nsegments : now;
 }
 
+/* Stop the world and look at what there is. c->slabs is the caller's to free. */
+static int begin(struct pv_store *s, struct pvi_move **m, struct census *c)
+{
+	int err = pvi_move_begin(s, PV_MOVE_COMPACT, m);
+
+	if (err)
+		return err;
+	err = take_census(c, s);
+	if (err) {
+		free(c->slabs);
+		pvi_move_cancel(*m);
+	}
+	return err;
+}
+
 /* One move of at most so many objects. *moved: how many there were; 0: there is nothing to be gained. */
 static int run_round(struct pv_store *s, const struct pv_compact_options *o, uint32_t min,
 		     uint64_t most, struct round *r, uint64_t *moved)
 {
-	struct census c = {0};
-	struct plan p = {0};
 	struct pvi_move *m;
-	int err = pvi_move_begin(s, PV_MOVE_COMPACT, &m);
+	struct census c;
+	struct plan p;
+	int err = begin(s, &m, &c);
 
 	*moved = 0;
 	if (err)
 		return err;
-	err = take_census(&c, s);
-	if (!err) {
-		pthread_mutex_lock(&s->heap_lock);
-		min = min < c.keep_min ? c.keep_min : min;
-		p = make_plan(&c, most == UINT64_MAX ? choose_keep(&c, min) : s->nsegments, most, true);
-		pthread_mutex_unlock(&s->heap_lock);
-	}
+	pthread_mutex_lock(&s->heap_lock);
+	min = min < c.keep_min ? c.keep_min : min;
+	p = make_plan(&c, most == UINT64_MAX ? choose_keep(&c, min) : s->nsegments, most, true);
+	pthread_mutex_unlock(&s->heap_lock);
 	free(c.slabs);
 	*r = (struct round){.s = s, .m = m, .keep = p.keep, .total = p.bytes, .o = o};
 	m->tables_from = p.keep;
@@ -409,32 +421,29 @@ static struct totals count(struct pv_store *s)
 
 static int dry_run(struct pv_store *s, struct pv_compact_report *report)
 {
-	struct census c;
 	struct pvi_move *m;
+	struct census c;
 	struct plan p;
-	int err = pvi_move_begin(s, PV_MOVE_COMPACT, &m);
+	int err = begin(s, &m, &c);
 
 	if (err)
 		return err;
-	err = take_census(&c, s);
-	if (!err) {
-		pthread_mutex_lock(&s->heap_lock);
-		p = make_plan(&c, fewest(&c, c.keep_min, true), 0, false);
-		report->objects_moved = p.objects;
-		report->bytes_moved = p.bytes;
-		report->slabs_returned = p.slabs;
-		report->segments_returned = s->nsegments - p.keep;
-		report->pages_bytes = p.pages_freed + p.pages_left - p.pages_needed;
-		for (uint32_t i = p.keep; i < s->nsegments; i++) {
-			report->segments_bytes += s->segments[i].bytes;
-			report->pages_bytes += s->segments[i].first_page;
-		}
-		report->pages_bytes <<= s->page_shift;
-		pthread_mutex_unlock(&s->heap_lock);
+	pthread_mutex_lock(&s->heap_lock);
+	p = make_plan(&c, fewest(&c, c.keep_min, true), 0, false);
+	report->objects_moved = p.objects;
+	report->bytes_moved = p.bytes;
+	report->slabs_returned = p.slabs;
+	report->segments_returned = s->nsegments - p.keep;
+	report->pages_bytes = p.pages_freed + p.pages_left - p.pages_needed;
+	for (uint32_t i = p.keep; i < s->nsegments; i++) {
+		report->segments_bytes += s->segments[i].bytes;
+		report->pages_bytes += s->segments[i].first_page;
 	}
+	report->pages_bytes <<= s->page_shift;
+	pthread_mutex_unlock(&s->heap_lock);
 	free(c.slabs);
 	pvi_move_cancel(m);
-	return err;
+	return 0;
 }
 
 static int take_options(struct pv_compact_options *o, const struct pv_compact_options *options)
