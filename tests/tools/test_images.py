@@ -84,6 +84,14 @@ class RoundTrip(Image):
         self.assertIn("verified", self.ctl("restore", "--verify", self.file, status=OK).text)
         self.assertIsNone(self.listed("one"))
 
+    def test_commands_for_stores(self):
+        """A file where a store's name is wanted: it is said what files are for."""
+        self.play("make", "one", 10)
+        self.ctl("save", "one", self.file, status=OK)
+        for command in (["check"], ["repair"], ["repair", "-n"], ["compact"]):
+            result = self.ctl(*command, self.file, status=FAILED)
+            self.assertIn("restore --verify", result.err)
+
 
 class Refused(Image):
     def test_store_in_use(self):

@@ -118,6 +118,9 @@ int ctl_library_fail(int err, const char *store)
 	ctl_say("%s", pv_last_error());
 	if ((err == -EBUSY || err == -EEXIST) && store)
 		name_users(store);
+	if (err == -EINVAL && store && strchr(store, '/'))
+		ctl_say("stores have names; of a file with a saved one, restore --verify says whether it is "
+			"sound, and restore makes it a store again");
 	return status_of(err);
 }
 
