@@ -182,8 +182,8 @@ int pvi_segment_create(struct pv_store *s, uint32_t number, uint64_t off, uint64
 		close(fd);
 		return err;
 	}
-	/* Of one of this number that is gone, or was not sealed after all. */
-	s->index.segments[number].sealed = false;
+	/* What stands there is of one that is gone, or was tried out in pvi_index_has_room(). */
+	memset(&s->index.segments[number], 0, sizeof(s->index.segments[number]));
 	set_segment(s, seg, &rec, fd);
 	pvi_page_format(seg);
 	memcpy(addr, &rec, sizeof(rec));

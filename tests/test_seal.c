@@ -7,6 +7,7 @@
 
 #include <preserve/compact.h>
 #include <preserve/seal.h>
+#include <preserve/stats.h>
 #include <preserve/tx.h>
 
 #include "internal.h"
@@ -273,6 +274,28 @@ static void without_room(void **state)
 	assert_ok(pv_close(t.s));
 }
 
+/* After a look at how much room there is, which tries out whether the index could name another segment. */
+static void the_next_segment_is_open(void **state)
+{
+	struct setting t = begin(*state);
+	struct pv_seal_report r = seal(&t);
+	struct pv_stats *stats;
+	uint32_t had = t.s->nsegments;
+
+	assert_ok(pv_stats_get(t.s, &stats));
+	pv_stats_free(stats);
+	while (t.s->nsegments == had) {
+		void *p = reserve_ok(t.s, t.other, 40000);
+
+		memset(p, 1, 40000);
+		assert_int_equal(pv_usable_bytes(t.s, p) >= 40000, 1);
+	}
+	assert_true(t.s->segments[r.segment].sealed);
+	assert_false(t.s->segments[had].sealed);
+	check(&t, N);
+	assert_ok(pv_close(t.s));
+}
+
 static void damage_is_found(void **state)
 {
 	struct setting t = begin(*state);
@@ -388,6 +411,7 @@ int main(void)
 		with_keeper(more_is_sealed_later),
 		with_keeper(what_cannot_be_sealed),
 		with_keeper(without_room),
+		with_keeper(the_next_segment_is_open),
 		with_keeper(damage_is_found),
 		with_keeper(while_somebody_looks),
 		with_keeper(at_another_base),
