@@ -226,6 +226,8 @@ static uint32_t fewest(const struct census *c, uint32_t min, bool later)
 
 /* ---- moving ---- */
 
+#define TELL_BYTES (16ull << 20) /* between two calls of pv_compact_options.progress */
+
 struct round {
 	struct pv_store *s;
 	struct pvi_move *m;
@@ -233,8 +235,16 @@ struct round {
 	uint64_t done;
 	uint64_t total;
 	bool copied; /* there was room for all copies */
+	uint64_t told; /* of `done` */
 	const struct pv_compact_options *o;
 };
+
+static void tell_copied(struct round *r)
+{
+	r->told = r->done;
+	if (r->o->progress)
+		r->o->progress(r->o->ctx, "copy", r->done, r->total);
+}
 
 static int move_one(struct round *r, void *old, uint32_t type, uint64_t bytes, uint32_t align_pages)
 {
@@ -288,8 +298,8 @@ static int move_segment(struct round *r, const struct pvi_segment *seg)
 				       1u << pvi_rec_extent_align(rec));
 		if (err)
 			return err;
-		if (r->o->progress && i % 1024 == 0)
-			r->o->progress(r->o->ctx, "copy", r->done, r->total);
+		if (r->done - r->told >= TELL_BYTES)
+			tell_copied(r);
 	}
 	return 0;
 }
@@ -355,6 +365,8 @@ static int run_round(struct pv_store *s, const struct pv_compact_options *o, uin
 		err = move_segment(r, &s->segments[i]);
 	*moved = m->n;
 	r->copied = !err;
+	if (r->done != r->told)
+		tell_copied(r);
 	if (err) {
 		pvi_move_cancel(m);
 		return err;

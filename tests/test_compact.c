@@ -21,12 +21,35 @@ static struct pv_options growing_options(struct keeper *k)
 	return o;
 }
 
+struct told {
+	unsigned int copy;
+	unsigned int references;
+};
+
+static void note_progress(void *ctx, const char *what, uint64_t done_bytes, uint64_t total_bytes)
+{
+	struct told *told = ctx;
+
+	assert_in_range(done_bytes, 0, total_bytes);
+	if (strcmp(what, "copy") == 0)
+		told->copy++;
+	else if (strcmp(what, "references") == 0)
+		told->references++;
+	else
+		fail_msg("progress of \"%s\"", what);
+}
+
+/* A dry run tells nothing; who moves something says how far he is, with both halves of it. */
 static struct pv_compact_report compact(struct pv_store *s, uint32_t flags)
 {
-	struct pv_compact_options o = {.size = sizeof(o), .flags = flags};
+	struct told told = {0};
+	struct pv_compact_options o = {
+		.size = sizeof(o), .flags = flags, .progress = note_progress, .ctx = &told};
 	struct pv_compact_report r;
 
 	assert_ok(pv_compact(s, &o, &r));
+	assert_int_equal(told.copy != 0, r.objects_moved && !(flags & PV_COMPACT_DRY_RUN));
+	assert_int_equal(told.references != 0, r.objects_moved && !(flags & PV_COMPACT_DRY_RUN));
 	store_sound(s);
 	return r;
 }
