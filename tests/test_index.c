@@ -277,7 +277,8 @@ static const struct lie lies[] = {
 	   "node /segments/segment@0: property offset"),
 	N8("/segments/segment@1", "offset", 65536, "node /segments/segment@1: property offset"),
 	N8("/segments/segment@1", "offset", 16 << 20, "node /segments/segment@1: property offset"),
-	N8("/segments/segment@1", "offset", 8 << 20, "segment 1"),
+	/* There is room for it, but there would be a hole before it. */
+	N8("/segments/segment@1", "offset", 8 << 20, "does not follow the one before"),
 	N8("/segments/segment@0", "bytes", 0, "node /segments/segment@0: property bytes"),
 	N8("/segments/segment@0", "bytes", 4096, "node /segments/segment@0: property bytes"),
 	N8("/segments/segment@0", "bytes", 65537, "node /segments/segment@0: property bytes"),
