@@ -41,7 +41,8 @@ struct pv_compact_options {
 	size_t size;
 	uint32_t flags;	   /* PV_COMPACT_DRY_RUN */
 	uint32_t reserved; /* 0 */
-	/* Told, now and then, what is being done ("copy", "references") and how much of it; may be NULL. */
+	/* Told, every 16 MiB or so and at the end of each, what is being done ("copy", "references") and how much
+	 * of it; not told by a dry run, or where nothing is moved. May be NULL. */
 	void (*progress)(void *ctx, const char *what, uint64_t done_bytes, uint64_t total_bytes);
 	void *ctx;
 };
