@@ -17,7 +17,7 @@ from kvserver import Client, free_port
 
 NAME = "handover"
 SUMMARY = "across a kexec, in a VM: against the kernel alone, and redis; save and restore: against zstd"
-KINDS = {"4k": "deny", "huge": "advise"}  # huge pages for shared memory
+KINDS = {"4k": "deny", "huge": "advise"}  # huge pages for shared memory; the library makes some under never
 CASES = (
     "prepare-stall",
     "prepare-512m-4k", "retrieve-512m-4k", "both-512m-4k",
@@ -68,10 +68,10 @@ class Machine:
     def memory(self, kind):
         """Prepare and retrieve: figures by name."""
         self.context.say(f"VM: prepare and retrieve, pages {kind}")
-        setting = {"LAST": self.context.repeat, "BYTES": self.context.size(512 << 20, 64 << 20)}
+        setting = {"LAST": self.context.repeat, "BYTES": self.context.size(512 << 20, 64 << 20),
+                   "PAGES": KINDS[kind]}
         # A store, as much again for the peer, and what the kernel sets aside.
-        return self.run("handover.scenario", setting, [self.program], {
-            "mem": "3072M", "append": f"transparent_hugepage_shmem={KINDS[kind]}"})
+        return self.run("handover.scenario", setting, [self.program], {"mem": "3072M"})
 
     def dump(self, keys):
         """A redis file with the same data as kvstore has in the VM."""

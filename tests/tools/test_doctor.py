@@ -127,6 +127,12 @@ class Kernel(Doctor):
         self.remove(HUGE)
         self.only("huge-pages", "warn", "no huge pages")
 
+    def test_io_uring(self):
+        self.put("proc/sys/kernel/io_uring_disabled", "2\n")
+        self.only("io-uring", "fail", "no store can be prepared", "--kexec")
+        self.put(HUGE, "always within_size advise never [deny] force\n")
+        self.only("huge-pages", "warn", "denied")
+
     def test_memfds(self):
         self.put("proc/sys/vm/memfd_noexec", "2\n")
         self.only("memfd", "fail", "no holder can be started")

@@ -193,6 +193,22 @@ static void look_at_huge_pages(struct doctor *d)
 		doctor_add(d, DOCTOR_OK, "huge-pages", NULL, "shared memory can have huge pages");
 }
 
+/* The library holds pages in place by an io_uring while they are preserved, where huge pages may be made. */
+static void look_at_io_uring(struct doctor *d)
+{
+	char text[DOCTOR_TEXT];
+	bool huge = doctor_read(d, HUGE_FILE, text) && !strstr(text, "[deny]") && !strstr(text, "[never]");
+	uint64_t off = doctor_number(d, "/proc/sys/kernel/io_uring_disabled", 0);
+
+	if (off == 2 && huge)
+		doctor_add(d, doctor_kexec_level(d), "io-uring",
+			   "sysctl kernel.io_uring_disabled=1, or write never to " HUGE_FILE,
+			   "kernel.io_uring_disabled is 2: with huge pages for shared memory no store can be "
+			   "prepared");
+	else
+		doctor_add(d, DOCTOR_OK, "io-uring", NULL, "pages can be held in place while they are preserved");
+}
+
 static void look_at_memfds(struct doctor *d)
 {
 	static const char advice[] = "sysctl vm.memfd_noexec=1 (or 0): holder programs can be installed instead, "
@@ -218,5 +234,6 @@ void doctor_kernel(struct doctor *d)
 	look_at_scratch(d);
 	look_at_kexec(d);
 	look_at_huge_pages(d);
+	look_at_io_uring(d);
 	look_at_memfds(d);
 }

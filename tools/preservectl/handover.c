@@ -5,10 +5,12 @@
  * to prepare, because segments that it adds must join the session.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "ctl.h"
 
@@ -95,6 +97,63 @@ static int in_use(const struct handover *h, const struct pv_stores_entry *e)
 	return CTL_IN_USE;
 }
 
+/* How far a prepare is, on a terminal, until it is done. */
+struct watch {
+	const char *name;
+	struct pv_store *store;
+	pthread_mutex_t lock;
+	pthread_cond_t ended;
+	bool done;
+};
+
+static void *watch(void *arg)
+{
+	struct watch *w = arg;
+	bool told = false;
+
+	pthread_mutex_lock(&w->lock);
+	while (!w->done) {
+		struct timespec until;
+		struct pv_info info;
+		char part[16], all[16];
+
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += 200000000;
+		until.tv_sec += until.tv_nsec / 1000000000;
+		until.tv_nsec %= 1000000000;
+		if (pthread_cond_timedwait(&w->ended, &w->lock, &until) != ETIMEDOUT)
+			continue;
+		pv_info_get(w->store, &info);
+		fprintf(stderr, "\r%s: %s of %s preserved ", w->name, ctl_bytes(part, info.preserved_bytes),
+			ctl_bytes(all, info.bytes));
+		told = true;
+	}
+	pthread_mutex_unlock(&w->lock);
+	if (told)
+		fputs("\r\033[K", stderr);
+	return NULL;
+}
+
+static int prepare(const struct handover *h, const char *name, struct pv_store *store)
+{
+	struct watch w = {.name = name,
+			  .store = store,
+			  .lock = PTHREAD_MUTEX_INITIALIZER,
+			  .ended = PTHREAD_COND_INITIALIZER};
+	pthread_t thread;
+	bool watched = !h->done && isatty(STDERR_FILENO) && pthread_create(&thread, NULL, watch, &w) == 0;
+	int err = pv_handover_prepare(store);
+
+	if (watched) {
+		pthread_mutex_lock(&w.lock);
+		w.done = true;
+		pthread_cond_signal(&w.ended);
+		pthread_mutex_unlock(&w.lock);
+		pthread_join(thread, NULL);
+	}
+	return err;
+}
+
 static int do_open(struct handover *h, const char *name)
 {
 	struct pv_options o = ctl_open_options(0, PV_HANDOVER_LUO);
@@ -110,7 +169,7 @@ static int do_open(struct handover *h, const char *name)
 	if (err)
 		return ctl_library_fail(err, name);
 	if (h->step == PREPARE)
-		err = pv_handover_prepare(store);
+		err = prepare(h, name, store);
 	else if (h->step == CANCEL)
 		err = pv_handover_cancel(store);
 	took = seconds() - begun;
