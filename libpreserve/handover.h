@@ -53,7 +53,9 @@ struct pvi_handover_ops {
 	 * The part of prepare() that takes time, for descriptors of the store one after the other:
 	 * called without handover_lock, so that the store can grow meanwhile, but never by two at a
 	 * time, nor beside prepare() or cancel(). What a following prepare() is not given any more
-	 * is not handed over. An error has undone all of it. NULL: prepare() does all.
+	 * is not handed over. An error has undone all of it. A backend that has it leaves it to the
+	 * caller to hold the pages in place (pin.h), also at keep() and prepare(), for the caller has
+	 * them mapped. NULL: prepare() does all, and the backend sees to the pages.
 	 */
 	int (*preserve)(struct pvi_handover *h, const struct pvi_fd *fds, unsigned int n);
 	int (*cancel)(struct pvi_handover *h);

@@ -96,6 +96,7 @@ static int preserve_all(struct pv_store *s, struct progress *done)
 	}
 }
 
+/* Hold the pages of what preserve_all() has not had, for a backend that leaves that to us. */
 static int pin_rest(struct pv_store *s, int *pins, uint32_t n, const struct progress *done)
 {
 	int err = 0;
@@ -105,7 +106,8 @@ static int pin_rest(struct pv_store *s, int *pins, uint32_t n, const struct prog
 	for (uint32_t i = 0; i < n && !err; i++) {
 		const struct pvi_segment *seg = &s->segments[i];
 
-		if (!seg->sealed && (i + 1 >= done->end || seg->birth_generation > done->generation))
+		if (s->handover->ops->preserve && !seg->sealed &&
+		    (i + 1 >= done->end || seg->birth_generation > done->generation))
 			err = pvi_pin_begin(seg->fd, seg->addr, seg->bytes, &pins[i]);
 	}
 	return err;

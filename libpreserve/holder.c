@@ -195,5 +195,9 @@ int pvi_luo_open(const char *store_name, const struct pv_options *opts, struct p
 {
 	int rc = pvi_luo_available();
 
-	return rc ? rc : pvi_keeper_open(store_name, opts, &luo_ops, out);
+	if (!rc)
+		rc = pvi_keeper_open(store_name, opts, &luo_ops, out);
+	if (!rc)
+		pvi_keeper_of(*out)->held = true;
+	return rc;
 }

@@ -46,6 +46,7 @@ struct pvi_keeper {
 	 */
 	bool shared;
 	struct pvi_draft draft;
+	bool held; /* whoever calls holds the pages of what is to be preserved in place (pin.h) */
 	bool refilled; /* a holder was brought up to date since the last pvi_keeper_check() */
 };
 

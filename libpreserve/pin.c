@@ -14,11 +14,13 @@
  * the next kernel) before, is the registration of a buffer with an io_uring; nothing else of that is used.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/io_uring.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -115,6 +117,27 @@ int pvi_pin_begin(int fd, uint8_t *addr, uint64_t bytes, int *pin)
 	}
 	*pin = ring;
 	return 0;
+}
+
+int pvi_pin_file(int fd, int *pin)
+{
+	int seals = fcntl(fd, F_GET_SEALS), err;
+	struct stat st;
+	void *map;
+
+	*pin = -1;
+	if (fstat(fd, &st))
+		return pvi_fail(-errno, "a memfd that is to be preserved: %s", strerror(errno));
+	/* What is sealed does not change, so that an old page of it is as good. */
+	if ((uint64_t) st.st_size < PVI_HUGE_BYTES || (seals >= 0 && seals & F_SEAL_WRITE))
+		return 0;
+	map = mmap(NULL, (size_t) st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		return pvi_fail(-errno, "no addresses for %lld bytes that are to be preserved: %s",
+				(long long) st.st_size, strerror(errno));
+	err = pvi_pin_begin(fd, map, (uint64_t) st.st_size, pin);
+	munmap(map, (size_t) st.st_size); /* what is held stays held */
+	return err;
 }
 
 void pvi_pin_end(int pin)

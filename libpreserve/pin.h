@@ -16,6 +16,8 @@ int pvi_pin_room(int fd, const char *what);
  * Errors: -EOPNOTSUPP the kernel may make huge pages of it and offers no way to stop it; -ENOMEM; -EMFILE.
  */
 int pvi_pin_begin(int fd, uint8_t *addr, uint64_t bytes, int *pin);
+/** The same for a memfd that the caller has not mapped. */
+int pvi_pin_file(int fd, int *pin);
 void pvi_pin_end(int pin);
 
 #endif

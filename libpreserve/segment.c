@@ -401,7 +401,7 @@ static int join(struct pv_store *s, uint32_t number)
 	uint64_t generation;
 	int pin = -1, err = 0;
 
-	if (s->handover->state == PV_STATE_PREPARED)
+	if (s->handover->state == PV_STATE_PREPARED && s->handover->ops->preserve)
 		err = pvi_pin_begin(seg->fd, seg->addr, seg->bytes, &pin);
 	if (!err)
 		err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);

@@ -251,11 +251,14 @@ static int fit_verify(const struct pvi_keeper *k, uint64_t token, int fd)
 
 static int preserve(const struct pvi_keeper *k, int session, uint64_t file, uint64_t token, int fd)
 {
-	int rc = fit_verify(k, token, fd);
+	int pin = -1, rc = fit_verify(k, token, fd);
 
+	if (!rc && !k->held)
+		rc = pvi_pin_file(fd, &pin);
 	if (rc)
 		return rc;
 	rc = pvi_luo_preserve(session, file, fd);
+	pvi_pin_end(pin);
 	return rc ? preserve_fail(k, token, rc) : 0;
 }
 
