@@ -60,8 +60,13 @@ static struct pv_agent_entry entry(const char *name)
 {
 	struct pv_agent_entry *list, found = {0};
 	uint32_t n;
+	int rc;
 
-	assert_int_equal(pv_agent_list(agent_path, &list, &n), 0);
+	/* The agent may execute itself anew just now. */
+	do
+		rc = pv_agent_list(agent_path, &list, &n);
+	while (rc == -ECONNRESET);
+	assert_int_equal(rc, 0);
 	for (uint32_t i = 0; i < n; i++)
 		if (strcmp(list[i].name, name) == 0)
 			found = list[i];
@@ -266,22 +271,20 @@ static void silent_owner_blocks_nobody(void **state)
 static void slow_preserving_blocks_nobody(void **state)
 {
 	struct pvi_handover *other;
-	int64_t begin;
 	pid_t child;
 
 	agent_start(NULL);
 	assert_int_equal(pv_close(open_store()), 0);
-	preserving(300, 0);
+	preserving(700, 0);
 	child = test_fork();
 	if (child == 0) {
 		TEST_CHILD_CHECK(prepare(STORE, 100) == 0);
 		_exit(0);
 	}
 	usleep(150000);
-	begin = ms_now();
 	other = open_named("other");
 	assert_int_equal(test_keep(other, 0, 1), 0);
-	assert_true(ms_now() - begin < 200);
+	assert_int_equal(waitpid(child, NULL, WNOHANG), 0); /* is still at it */
 	other->ops->close(other);
 	assert_int_equal(pv_agent_drop(agent_path, PV_AGENT_SELF, STORE, true), -EBUSY);
 	assert_int_equal(kill(agent_pid, SIGHUP), 0);
