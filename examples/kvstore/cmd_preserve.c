@@ -26,6 +26,11 @@ int64_t preserve_prepare_usec(void)
 	return prepare_usec;
 }
 
+bool preserve_busy(void)
+{
+	return work.client != NULL;
+}
+
 void preserve_tell(void)
 {
 	struct pv_info i;

@@ -44,6 +44,7 @@ static const struct command table[] = {
 	{"preserve", cmd_preserve, -2, A, 0, 0, 0, "server", "Keep the data across a kexec"},
 	{"pttl", cmd_pttl, 2, R | F, 1, 1, 1, "generic", "Milliseconds until a key expires"},
 	{"quit", cmd_quit, -1, F, 0, 0, 0, "connection", "Close the connection"},
+	{"save", cmd_save, 1, A, 0, 0, 0, "server", "Write all keys to the image file"},
 	{"scan", cmd_scan, -2, R, 0, 0, 0, "generic", "Walk over the keys"},
 	{"select", cmd_select, 2, F, 0, 0, 0, "connection", "Choose database 0"},
 	{"set", cmd_set, -3, W | M, 1, 1, 1, "string", "Set a key"},

@@ -32,6 +32,11 @@ bool cron_keeper_lost(void)
 	return keeper.known < 0;
 }
 
+bool cron_keeper_busy(void)
+{
+	return keeper.busy;
+}
+
 static void keeper_check(uv_work_t *uv)
 {
 	keeper.rc = pv_handover_check(server.store);
@@ -52,6 +57,7 @@ static void keeper_checked(uv_work_t *uv, int status)
 	else if (keeper.rc == 0 && keeper.known < 0)
 		log_info("the store is kept again");
 	keeper.known = keeper.rc;
+	save_waiting();
 }
 
 static void keeper_tick(void)

@@ -29,6 +29,7 @@ struct options {
 	const char *unix_path; /* NULL: none */
 	const char *store;
 	const char *runtime_dir;
+	const char *save_file; /* NULL: none */
 	uint32_t handover;
 	uint64_t max_memory;	/* 0: none */
 	uint64_t client_memory; /* of all clients' buffers */
@@ -236,7 +237,7 @@ void subcommand_run(struct client *c, const struct request *rq, const char *pare
 command_fn cmd_append, cmd_client, cmd_command, cmd_config, cmd_dbsize, cmd_decr, cmd_decrby,
 	cmd_del, cmd_echo, cmd_exists, cmd_expire, cmd_flushall, cmd_flushdb, cmd_get, cmd_hello,
 	cmd_incr, cmd_incrby, cmd_info, cmd_keys, cmd_mget, cmd_mset, cmd_persist, cmd_pexpire,
-	cmd_ping, cmd_preserve, cmd_pttl, cmd_quit, cmd_scan, cmd_select, cmd_set, cmd_shutdown,
+	cmd_ping, cmd_preserve, cmd_pttl, cmd_quit, cmd_save, cmd_scan, cmd_select, cmd_set, cmd_shutdown,
 	cmd_strlen, cmd_ttl;
 
 /** Does `text` match a glob-style pattern? */
@@ -249,6 +250,13 @@ char *info_make(const struct request *rq, size_t *len);
 void preserve_tell(void);
 /** What the last PRESERVE PREPARE that succeeded took; -1: there was none. */
 int64_t preserve_prepare_usec(void);
+/** A PRESERVE command is under way, in another thread. */
+bool preserve_busy(void);
+
+/** The keeper has been looked after: a SAVE that waits for that is done now. */
+void save_waiting(void);
+/** Make the store from the file of --save-file. -ENOENT: there is no file, or none is wanted. */
+int save_load(const struct pv_options *o);
 
 /* ---- cron.c ---- */
 
@@ -258,6 +266,8 @@ int cron_start(void);
 void cron_tidy_soon(void);
 /** When last looked at, nobody kept the store. */
 bool cron_keeper_lost(void);
+/** It is being looked after just now, by another thread. */
+bool cron_keeper_busy(void);
 void cron_stop(void);
 
 /* ---- service.c ---- */

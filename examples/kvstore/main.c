@@ -82,10 +82,16 @@ static int open_store(void)
 {
 	struct pv_options o = store_options();
 	int err = pv_open(server.opt.store, &o, &server.store);
+	char why[512] = "";
 
 	if (err == -ENOENT) {
-		log_info("%s; creating it", pv_last_error());
-		o.flags |= PV_CREATE;
+		strncpy(why, pv_last_error(), sizeof(why) - 1);
+		err = save_load(&o);
+		if (err && err != -ENOENT)
+			return failed("load", err);
+		log_info("%s; %s it", why, err ? "creating" : "loaded");
+		if (err)
+			o.flags |= PV_CREATE;
 		err = pv_open(server.opt.store, &o, &server.store);
 	}
 	if (err)

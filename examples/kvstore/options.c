@@ -29,6 +29,7 @@ static const char help[] =
 	"  -r, --runtime-dir DIR    where the holder's socket is (default "
 	"$XDG_RUNTIME_DIR/libpreserve,\n"
 	"                           or /run/libpreserve for root)\n"
+	"  -f, --save-file FILE     where SAVE writes all keys; a start that finds no store reads it\n"
 	"      --destroy            drop the store and all data in it, and end\n"
 	"  -h, --help               print this\n"
 	"  -V, --version            print the version\n"
@@ -160,6 +161,9 @@ static int parse_one(int letter, const char *value, struct options *opt)
 			return bad("max-clients", value, "a number from 1 to 1000000 is wanted");
 		opt->max_clients = (unsigned int)n;
 		return -1;
+	case 'f':
+		opt->save_file = value;
+		return -1;
 	case 'e':
 		opt->eager = true;
 		return -1;
@@ -190,6 +194,7 @@ int options_parse(int argc, char **argv, struct options *opt)
 		{"client-memory", required_argument, NULL, 'c'},
 		{"max-clients", required_argument, NULL, 'n'},
 		{"runtime-dir", required_argument, NULL, 'r'},
+		{"save-file", required_argument, NULL, 'f'},
 		{"destroy", no_argument, NULL, OPT_DESTROY},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
@@ -205,7 +210,7 @@ int options_parse(int argc, char **argv, struct options *opt)
 		.client_memory = quarter_of_memory(),
 		.max_clients = 10000,
 	};
-	while ((letter = getopt_long(argc, argv, "p:b:u:s:H:em:c:n:r:hV", longs, NULL)) != -1) {
+	while ((letter = getopt_long(argc, argv, "p:b:u:s:H:em:c:n:r:f:hV", longs, NULL)) != -1) {
 		status = parse_one(letter, optarg, opt);
 		if (status >= 0)
 			return status;

@@ -220,6 +220,48 @@ class Life(support.TestCase):
             client.close()
         self.assertEqual(server.client()("PING"), "PONG")
 
+    def test_save(self):
+        path = os.path.join(self.directory, "dump.pv")
+        server = self.server("--save-file", path).start()
+        client = server.client()
+        for i in range(1000):
+            client("SET", f"key:{i}", "x" * i)
+        self.assertEqual(client("SAVE"), "OK")
+        client("SET", "key:1", "later")
+        # In a pipeline, while others wait: in order, whoever looks after the keeper just now.
+        for _ in range(20):
+            self.assertEqual(client.pipeline([("INCR", "n"), ("SAVE",), ("INCR", "n")])[1], "OK")
+        # Another process of the store goes on with it, and not with the file.
+        server.restart()
+        self.assertEqual((server.ready["origin"], server.client()("GET", "n")), ("reattached", b"40"))
+        # What ends with the memory is read.
+        server.destroy()
+        server.start()
+        client = server.client()
+        self.assertIn("; loaded it", server.log_text())
+        self.assertEqual((client("DBSIZE"), client("GET", "n")), (1001, b"39"))
+        self.assertEqual((client("GET", "key:1"), client("STRLEN", "key:999")), (b"later", 999))
+        # A damaged file is refused, and left as it is: no silent start without data.
+        server.destroy()
+        with open(path, "r+b") as f:
+            f.seek(os.path.getsize(path) // 2)
+            f.write(b"damage")
+        with self.assertRaisesRegex(RuntimeError, "cannot load"):
+            server.start()
+        os.unlink(path)
+        self.assertEqual(server.start().ready["origin"], "created")
+
+    def test_save_that_fails(self):
+        server = self.server().start()
+        with self.assertRaisesRegex(support.Error, "--save-file"):
+            server.client()("SAVE")
+        server = self.server("--save-file", os.path.join(self.directory, "none", "dump.pv"),
+                             store="other").start()
+        client = server.client()
+        with self.assertRaisesRegex(support.Error, "none/dump.pv"):
+            client("SAVE")
+        self.assertEqual(client("SET", "a", "1"), "OK")
+
     def test_destroy(self):
         server = self.server().start()
         server.client()("SET", "a", "1")

@@ -149,6 +149,28 @@ class Life(support.TestCase):
         server.restart()
         self.assertEqual(server.client()("DBSIZE"), i)
 
+    def test_save_and_load(self):
+        path = os.path.join(self.directory, "dump.pv")
+        server = self.service("--save-file", path).start()
+        client = server.client()
+        for i in range(500):
+            client("SET", f"key{i}", "x" * i)
+        self.assertEqual(client("SAVE"), "OK")
+        # A reboot that is no kexec: the manager has nothing any more.
+        server.kill()
+        for _, fd in server.manager.kept:
+            os.close(fd)
+        server.manager.kept = []
+        for _ in range(2):  # then from the manager
+            server.start()
+            client = server.client()
+            self.assertEqual((client("DBSIZE"), client("GET", "key99")), (500, b"x" * 99))
+            self.assertEqual(client.info()["preserve_keeper"], "ok")
+            self.assertEqual(len(server.manager.kept), 2)
+            if os.path.exists(path):
+                os.unlink(path)
+            server.kill()
+
     def test_something_is_missing(self):
         server = self.service().start()
         server.client()("SET", "key", "value")
