@@ -101,6 +101,39 @@ class Operator(unittest.TestCase):
         self.assertEqual(json.loads(self.ctl("list", "--json").stdout), [])
         self.assertEqual(self.ctl("drop", "kvstore").returncode, 3)
 
+    def plain(self, *words):
+        return subprocess.run([CTL, *words], env=self.env, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, check=False)
+
+    def test_like_other_stores(self):
+        """The agent's stores are in the common list, and can be looked at, saved and brought back."""
+        self.agent()
+        process, client = self.kvstore()
+        self.assertEqual(self.say(client, "SET", "key", "value"), b"+OK\r\n")
+        client.close()
+
+        def listed():
+            return [(e["state"], e["descriptors"]) for e in json.loads(self.plain("list", "--json").stdout)
+                    if e["backend"] == "agent"]
+
+        self.assertEqual(listed(), [("serving", 2)])
+        self.assertRegex(self.plain("list").stdout, rb"kvstore +\w+ +serving .* agent ")
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(), 0)
+        self.assertEqual(listed(), [("idle", 2)])
+        self.assertEqual(self.plain("check", "kvstore").returncode, 0)
+        self.assertIn(b"kv-entry", self.plain("show", "kvstore").stdout)
+        image = os.path.join(self.dir, "image")
+        self.assertEqual(self.plain("save", "kvstore", image).returncode, 0)
+        self.assertEqual(self.plain("drop", "--yes", "kvstore").returncode, 0)
+        self.assertEqual(listed(), [])
+        self.assertEqual(self.plain("show", "kvstore").returncode, 3)
+        self.assertEqual(self.plain("restore", image).returncode, 0)
+        self.assertEqual(listed(), [("idle", 2)])
+        process, client = self.kvstore()
+        self.assertEqual(self.say(client, "GET", "key"), b"$5\r\nvalue\r\n")
+        client.close()
+
     def doctor(self):
         """What it says of the agent."""
         said = subprocess.run([CTL, "doctor", "--json"], env=self.env, stdout=subprocess.PIPE, check=False)

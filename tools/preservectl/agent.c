@@ -108,14 +108,6 @@ static const char *state_word(const struct pv_agent_entry *e)
 			     : "unclaimed";
 }
 
-static const char *user_name(uint32_t uid, char text[16])
-{
-	const struct passwd *pw = getpwuid(uid);
-
-	snprintf(text, 16, "%u", uid);
-	return pw ? pw->pw_name : text;
-}
-
 static int list(const struct request *r)
 {
 	static const char *const headings[] = {"STORE",	       "OWNER", "MODE", "STATE",
@@ -140,7 +132,7 @@ static int list(const struct request *r)
 			json_array_append_new(
 				array,
 				json_pack("{s:s, s:s, s:i, s:i, s:s, s:i, s:I, s:b, s:b, s:b}",
-					  "name", e->name, "owner", user_name(e->uid, user), "uid",
+					  "name", e->name, "owner", ctl_user_name(user, e->uid), "uid",
 					  (int)e->uid, "mode", (int)e->mode, "state", state_word(e),
 					  "descriptors", (int)e->descriptors, "bytes",
 					  (json_int_t)e->bytes, "open", e->open, "prepared",
@@ -148,7 +140,7 @@ static int list(const struct request *r)
 			continue;
 		}
 		ctl_cell(t, "%s", e->name);
-		ctl_cell(t, "%s", user_name(e->uid, user));
+		ctl_cell(t, "%s", ctl_user_name(user, e->uid));
 		ctl_cell(t, "%04o", e->mode);
 		ctl_cell(t, "%s", state_word(e));
 		ctl_cell(t, "%u", e->descriptors);
@@ -197,7 +189,7 @@ static void step(struct request *r, uint32_t uid, const char *name, unsigned int
 		r->status = r->status ? r->status : status;
 	} else if (!r->done) {
 		printf("%s%s%s: %s, %.3f s (%u of %u)\n", name, uid == PV_AGENT_SELF ? "" : " of ",
-		       uid == PV_AGENT_SELF ? "" : user_name(uid, user),
+		       uid == PV_AGENT_SELF ? "" : ctl_user_name(user, uid),
 		       strcmp(r->what, "prepare") == 0	? "prepared"
 		       : strcmp(r->what, "cancel") == 0 ? "cancelled"
 		       : strcmp(r->what, "finish") == 0 ? "finished"

@@ -15,6 +15,7 @@
 
 #include <jansson.h>
 
+#include <preserve/agent.h>
 #include <preserve/preserve.h>
 #include <preserve/stores.h>
 
@@ -94,8 +95,18 @@ struct ctl_places {
 /** All runtime directories: those of every user for root, else our own; or the one of -r. */
 int ctl_places_get(struct ctl_places *out);
 void ctl_places_free(struct ctl_places *places);
-/** The entry of a store in our own runtime directory. CTL_OK; CTL_NO_STORE and others with a message. */
-int ctl_store_find(const char *name, struct pv_stores **list, const struct pv_stores_entry **entry);
+
+/** A store of ours, and who keeps it. */
+struct ctl_store {
+	struct pv_stores_entry entry;
+	struct pv_stores *list;	     /* what the entry is from; NULL: the agent keeps it, and then of */
+	struct pv_agent_entry agent; /* the entry's figures only descriptors and bytes are known */
+};
+
+/** The store of this name in our own runtime directory, or at the agent. CTL_OK: ctl_store_free() it;
+ *  CTL_NO_STORE and others with a message. */
+int ctl_store_find(const char *name, struct ctl_store *out);
+void ctl_store_free(struct ctl_store *s);
 /** One word: serving, idle, prepared, incoming, ... */
 const char *ctl_state_word(const struct pv_stores_entry *e);
 
@@ -148,6 +159,8 @@ void ctl_table_print(struct ctl_table *t);
 const char *ctl_bytes(char buf[16], uint64_t bytes);
 /** Print one JSON value and give it up. An exit status. */
 int ctl_json_print(json_t *value);
+/** A user's name, or his number; in the buffer, or until the next call. */
+const char *ctl_user_name(char buf[16], uint32_t uid);
 /** 16 bytes as text. */
 const char *ctl_uuid(char buf[37], const uint8_t uuid[16]);
 

@@ -75,20 +75,19 @@ static int drop_kept(const char *name)
 
 static int drop_one(struct drop *d, const char *name)
 {
-	const struct pv_stores_entry *e;
-	struct pv_stores *list;
+	struct ctl_store found;
 	uint64_t bytes;
-	int status = ctl_store_find(name, &list, &e);
+	int status = ctl_store_find(name, &found);
 
 	if (status)
 		return status;
-	bytes = e->bytes;
-	if (!e->open && !d->yes && !confirm(e)) {
-		pv_stores_free(list);
+	bytes = found.entry.bytes;
+	if (!found.entry.open && !d->yes && !confirm(&found.entry)) {
+		ctl_store_free(&found);
 		ctl_say("%s is kept", name);
 		return CTL_FAILED;
 	}
-	pv_stores_free(list);
+	ctl_store_free(&found);
 	status = drop_kept(name);
 	if (status)
 		return status;

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* preservectl list: the stores there are, whose they are and who has them open. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
+
+#include <preserve/agent.h>
 
 #include "ctl.h"
 
@@ -99,6 +103,54 @@ static void list_unit_store(json_t *array, struct ctl_table *t, const struct ctl
 	free(users.v);
 }
 
+static const char *agent_state(const struct pv_agent_entry *e)
+{
+	return e->incoming ? "incoming" : e->prepared ? "prepared" : e->open ? "serving" : "idle";
+}
+
+static void agent_row(json_t *array, struct ctl_table *t, const struct pv_agent_entry *e)
+{
+	char owner[16];
+	const char *name = ctl_user_name(owner, e->uid);
+
+	if (array) {
+		json_array_append_new(array, json_pack("{s:s, s:s, s:i, s:s, s:b, s:b, s:s, s:i, s:I}", "name",
+						       e->name, "owner", name, "uid", (int) e->uid, "state",
+						       agent_state(e), "open", e->open, "prepared", e->prepared,
+						       "backend", "agent", "descriptors", (int) e->descriptors,
+						       "bytes", (json_int_t) e->bytes));
+		return;
+	}
+	ctl_cell(t, "%s", e->name);
+	ctl_cell(t, "%s", name);
+	ctl_cell(t, "%s", agent_state(e));
+	ctl_cell_bytes(t, e->bytes);
+	ctl_cell(t, "-");
+	ctl_cell(t, "-");
+	ctl_cell(t, "agent");
+	ctl_cell(t, "-");
+	ctl_cell(t, "%s", e->open ? "yes" : "-");
+}
+
+/* What the agent says of the stores that it keeps, if there is one: `agent list` has more of them. */
+static int list_agent_stores(json_t *array, struct ctl_table *t)
+{
+	struct pv_agent_entry *entries;
+	uint32_t n;
+	int err;
+
+	if (ctl.runtime_dir)
+		return CTL_OK;
+	err = pv_agent_list(NULL, &entries, &n);
+	if (err)
+		return err == -ECONNREFUSED ? CTL_OK : ctl_library_fail(err, NULL);
+	for (uint32_t i = 0; i < n; i++)
+		if (!ctl.user || entries[i].uid == geteuid())
+			agent_row(array, t, &entries[i]);
+	free(entries);
+	return CTL_OK;
+}
+
 static int parse(int key, char *arg, struct argp_state *state)
 {
 	if (key == ARGP_KEY_ARG)
@@ -149,6 +201,8 @@ int ctl_list(int argc, char **argv)
 	for (unsigned int i = 0; i < kept.n; i++)
 		list_unit_store(array, t, &kept.v[i]);
 	free(kept.v);
+	if (list_agent_stores(array, t))
+		status = CTL_FAILED;
 	if (ctl.json)
 		return ctl_json_print(array) ? CTL_FAILED : status;
 	ctl_table_print(t);

@@ -138,11 +138,18 @@ struct pv_options ctl_open_options(uint32_t flags, enum pv_handover handover)
 	};
 }
 
+/* A holder's, or the agent's. */
 int ctl_open_readonly(const char *name, struct pv_store **store)
 {
-	struct pv_options o = ctl_open_options(PV_RDONLY, PV_HANDOVER_HOLDER);
+	struct pv_options holder = ctl_open_options(PV_RDONLY, PV_HANDOVER_HOLDER);
+	struct pv_options agent = ctl_open_options(PV_RDONLY, PV_HANDOVER_AGENT);
+	int err = pv_open(name, &holder, store);
 
-	return pv_open(name, &o, store);
+	if (err != -ENOENT || ctl.runtime_dir)
+		return err;
+	err = pv_open(name, &agent, store);
+	/* Neither: what the holder's directory says. */
+	return err == -ECONNREFUSED || err == -ENOENT ? pv_open(name, &holder, store) : err;
 }
 
 /* ---- command line ---- */

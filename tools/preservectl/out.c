@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Tables for people, JSON for programs. Running out of memory for a line of text ends the process. */
 #include <stdarg.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,6 +116,14 @@ int ctl_json_print(json_t *value)
 		return ctl_fail("cannot write JSON");
 	putchar('\n');
 	return CTL_OK;
+}
+
+const char *ctl_user_name(char buf[16], uint32_t uid)
+{
+	const struct passwd *pw = getpwuid(uid);
+
+	snprintf(buf, 16, "%u", uid);
+	return pw ? pw->pw_name : buf;
 }
 
 const char *ctl_uuid(char buf[37], const uint8_t uuid[16])

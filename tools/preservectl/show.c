@@ -16,8 +16,7 @@
 
 /* All that there is to say, and what owns it. */
 struct view {
-	struct pv_stores *list;
-	const struct pv_stores_entry *entry;
+	struct ctl_store found;
 	struct ctl_processes users;
 	struct pv_store *store;
 	struct pv_info info;
@@ -32,7 +31,7 @@ static void view_free(struct view *v)
 	if (v->store)
 		pv_close(v->store);
 	free(v->users.v);
-	pv_stores_free(v->list);
+	ctl_store_free(&v->found);
 }
 
 static int view_get(const char *name, struct view *v)
@@ -40,10 +39,11 @@ static int view_get(const char *name, struct view *v)
 	size_t bytes;
 	int err;
 
-	err = ctl_store_find(name, &v->list, &v->entry);
+	err = ctl_store_find(name, &v->found);
 	if (err)
 		return err;
-	ctl_processes_find(v->entry, &v->users);
+	if (v->found.list)
+		ctl_processes_find(&v->found.entry, &v->users);
 	err = ctl_open_readonly(name, &v->store);
 	if (!err)
 		err = pv_info_get(v->store, &v->info);
@@ -185,20 +185,23 @@ static void line(const char *what, const char *format, ...)
 
 static void print_where(const struct view *v)
 {
-	const struct pv_stores_entry *e = v->entry;
+	const struct pv_stores_entry *e = &v->found.entry;
 	const struct pv_info *info = &v->info;
 	char uuid[37], size[16];
 
 	line("store", "%s", e->name);
 	line("uuid", "%s", ctl_uuid(uuid, info->uuid));
 	line("state", "%s%s", ctl_state_word(e), e->prepared && e->open ? " and serving" : "");
-	line("kept by", "holder, process %d, in %s (%u descriptors)", e->holder_pid, v->list->dir,
-	     e->descriptors);
+	if (v->found.list)
+		line("kept by", "holder, process %d, in %s (%u descriptors)", e->holder_pid,
+		     v->found.list->dir, e->descriptors);
+	else
+		line("kept by", "agent (%u descriptors)", e->descriptors);
 	for (unsigned int i = 0; i < v->users.n; i++)
 		line(i ? "" : "open in", "process %d, %s%s", v->users.v[i].pid, v->users.v[i].command,
 		     v->users.v[i].writer ? "" : " (looking)");
 	if (!v->users.n)
-		line("open in", "no process");
+		line("open in", e->open ? "a process" : "no process");
 	line("written by", "library %s on Linux %s",
 	     ctl_tree_string(v->tree, 0, "writer-library"),
 	     ctl_tree_string(v->tree, 0, "writer-kernel"));
@@ -238,11 +241,11 @@ static json_t *view_json(const struct view *v)
 						       "command", v->users.v[i].command, "writer",
 						       v->users.v[i].writer));
 	return json_pack(
-		"{s:s, s:s, s:s, s:b, s:b, s:i, s:i, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:I,"
+		"{s:s, s:s, s:s, s:s, s:b, s:b, s:i, s:i, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:I,"
 		" s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:o, s:o}",
-		"name", v->entry->name, "uuid", ctl_uuid(uuid, v->info.uuid), "state",
-		ctl_state_word(v->entry), "open", v->entry->open, "prepared", v->entry->prepared,
-		"holder_pid", v->entry->holder_pid, "descriptors", (int) v->entry->descriptors,
+		"name", v->found.entry.name, "backend", v->found.list ? "holder" : "agent", "uuid", ctl_uuid(uuid, v->info.uuid), "state",
+		ctl_state_word(&v->found.entry), "open", v->found.entry.open, "prepared", v->found.entry.prepared,
+		"holder_pid", v->found.entry.holder_pid, "descriptors", (int) v->found.entry.descriptors,
 		"users", users, "writer_library", ctl_tree_string(v->tree, 0, "writer-library"),
 		"writer_kernel", ctl_tree_string(v->tree, 0, "writer-kernel"), "epoch",
 		(json_int_t) v->info.epoch, "generation", (json_int_t) v->info.generation, "base",

@@ -103,21 +103,58 @@ void ctl_places_free(struct ctl_places *places)
 	*places = (struct ctl_places){0};
 }
 
-int ctl_store_find(const char *name, struct pv_stores **list, const struct pv_stores_entry **entry)
+/* False: there is no agent, or it has none of this name, or it is not to be asked. */
+static bool find_at_agent(const char *name, struct ctl_store *out)
 {
-	int err = pv_stores_list(ctl.runtime_dir, list);
+	struct pv_agent_entry *entries;
+	bool found = false;
+	uint32_t n;
 
+	if (ctl.runtime_dir || pv_agent_list(NULL, &entries, &n))
+		return false;
+	for (uint32_t i = 0; i < n && !found; i++) {
+		found = entries[i].uid == geteuid() && strcmp(entries[i].name, name) == 0;
+		if (found)
+			out->agent = entries[i];
+	}
+	free(entries);
+	if (found)
+		out->entry = (struct pv_stores_entry){
+			.name = out->agent.name,
+			.state = out->agent.incoming ? PV_STORES_INCOMING : PV_STORES_KEPT,
+			.problem = "",
+			.open = out->agent.open,
+			.prepared = out->agent.prepared,
+			.descriptors = out->agent.descriptors,
+			.bytes = out->agent.bytes,
+		};
+	return found;
+}
+
+int ctl_store_find(const char *name, struct ctl_store *out)
+{
+	int err;
+
+	*out = (struct ctl_store){0};
+	err = pv_stores_list(ctl.runtime_dir, &out->list);
 	if (err)
 		return ctl_library_fail(err, NULL);
-	for (uint32_t i = 0; i < (*list)->n; i++) {
-		*entry = &(*list)->stores[i];
-		if (strcmp((*entry)->name, name) == 0)
+	for (uint32_t i = 0; i < out->list->n; i++) {
+		out->entry = out->list->stores[i];
+		if (strcmp(out->entry.name, name) == 0)
 			return CTL_OK;
 	}
-	ctl_say("there is no store %s in %s", name, (*list)->dir);
-	pv_stores_free(*list);
-	*list = NULL;
-	return CTL_NO_STORE;
+	if (!find_at_agent(name, out))
+		ctl_say("there is no store %s in %s", name, out->list->dir);
+	pv_stores_free(out->list);
+	out->list = NULL;
+	return out->agent.name[0] ? CTL_OK : CTL_NO_STORE;
+}
+
+void ctl_store_free(struct ctl_store *s)
+{
+	pv_stores_free(s->list);
+	*s = (struct ctl_store){0};
 }
 
 const char *ctl_state_word(const struct pv_stores_entry *e)
