@@ -209,11 +209,10 @@ static void many_stores(void **state)
 	struct pv_agent_entry *list;
 	char name[32], before[64] = "";
 	uint32_t n;
+	struct pvi_handover *h;
 
 	agent_start("--max-stores", "150", NULL);
 	for (unsigned int i = 0; i < STORES; i++) {
-		struct pvi_handover *h;
-
 		snprintf(name, sizeof(name), "store-%u", i * 7919 % 1000);
 		h = open_named(name);
 		assert_int_equal(test_keep(h, 0, i), 0);
@@ -232,7 +231,9 @@ static void many_stores(void **state)
 		assert_true(list[i].claimed && !list[i].open && !list[i].prepared);
 	}
 	free(list);
-	assert_int_equal(test_keep(open_named("store-x"), 0, 1), -EDQUOT);
+	h = open_named("store-x");
+	assert_int_equal(test_keep(h, 0, 1), -EDQUOT);
+	h->ops->close(h);
 }
 
 /* ---- quotas ---- */

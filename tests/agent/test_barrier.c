@@ -235,7 +235,7 @@ static void owner_is_asked(void **state)
 
 static void silent_owner_blocks_nobody(void **state)
 {
-	struct pvi_handover *other;
+	struct pvi_handover *other, *third;
 	struct pv_store *s;
 	int64_t begin;
 	pid_t child;
@@ -256,7 +256,9 @@ static void silent_owner_blocks_nobody(void **state)
 	assert_int_equal(prepare(STORE, 100), -EBUSY);
 	begin = ms_now();
 	assert_int_equal(prepare("other", 5000), 0);
-	assert_int_equal(test_keep(open_named("third"), 0, 1), 0);
+	third = open_named("third");
+	assert_int_equal(test_keep(third, 0, 1), 0);
+	third->ops->close(third);
 	test_join(child);
 	assert_false(entry(STORE).prepared);
 	assert_true(entry("other").prepared);

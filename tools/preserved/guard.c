@@ -261,6 +261,7 @@ static void guard_end(const struct guard *g, const struct config *c)
 	unlink(g->path);
 	if (g->n == 1)
 		unlink(c->socket);
+	free(g->held);
 }
 
 int guard_run(const struct config *c, const char *program, char **argv)
