@@ -191,6 +191,18 @@ unsigned int test_open_files(pid_t pid)
 	return n;
 }
 
+unsigned int test_open_files_at_rest(pid_t pid)
+{
+	unsigned int least = UINT32_MAX;
+
+	for (int i = 0; i < 60; i++, usleep(10000)) {
+		unsigned int n = test_open_files(pid);
+
+		least = n < least ? n : least;
+	}
+	return least;
+}
+
 bool test_open_files_become(pid_t pid, unsigned int n)
 {
 	for (int tries = 0; tries < 200 && test_open_files(pid) != n; tries++)

@@ -47,6 +47,8 @@ int test_dial(void);
 pid_t test_holder_pid(void);
 /** Number of descriptors that a process has open. */
 unsigned int test_open_files(pid_t pid);
+/** The same once it has seen the end of connections that are over, which takes a moment. */
+unsigned int test_open_files_at_rest(pid_t pid);
 /** Wait until it has that many: it may not have seen the end of a connection yet. */
 bool test_open_files_become(pid_t pid, unsigned int n);
 /** Wait until a process is gone (or is a zombie); false: it is still there after that time. */

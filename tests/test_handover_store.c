@@ -544,19 +544,6 @@ static int take_away(struct pv_store *s)
 			  3);
 }
 
-/* What the holder has open once it has seen the end of all connections that are over. */
-static unsigned int open_files_at_rest(void)
-{
-	unsigned int least = UINT32_MAX;
-
-	for (int i = 0; i < 30; i++, usleep(10000)) {
-		unsigned int n = test_open_files(test_holder_pid());
-
-		least = n < least ? n : least;
-	}
-	return least;
-}
-
 /* Segments that leave the store leave the holder, too; and others take their tokens. */
 static void trim_tells_the_holder(void **state)
 {
@@ -565,7 +552,7 @@ static void trim_tells_the_holder(void **state)
 	unsigned int files;
 
 	assert_int_equal(open_store(PV_CREATE, &s), 0);
-	files = open_files_at_rest();
+	files = test_open_files_at_rest(test_holder_pid());
 	for (int round = 0; round < 3; round++) {
 		assert_int_equal(grow(s, &count), 0);
 		assert_int_equal(grow(s, &count), 0);

@@ -44,7 +44,7 @@ static void restart_keeps_everything(void **state)
 		other->ops->close(other);
 	}
 	assert_int_equal(pv_agent_mode(agent_path, PV_AGENT_SELF, "s3", 0640), 0);
-	files = test_open_files(pid);
+	files = test_open_files_at_rest(pid);
 	for (unsigned int i = 0; i < 3; i++)
 		agent_restart();
 	assert_int_equal(waitpid(pid, NULL, WNOHANG), 0);
