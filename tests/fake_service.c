@@ -82,7 +82,7 @@ static bool refused(char *const args[], uint32_t flags)
 static int add_one(struct pv_store *s)
 {
 	struct word *root = store_root(s), *object;
-	int err = pv_reserve(s, store_bytes_type(s, "object"), OBJECT_BYTES, (void **) &object);
+	int err = pv_reserve(s, store_word_type(s), OBJECT_BYTES, (void **) &object);
 
 	if (err)
 		return err;

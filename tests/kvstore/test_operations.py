@@ -233,7 +233,7 @@ class Life(support.TestCase):
             self.assertEqual(client.pipeline([("INCR", "n"), ("SAVE",), ("INCR", "n")])[1], "OK")
         # Another process of the store goes on with it, and not with the file.
         server.restart()
-        self.assertEqual((server.ready["origin"], server.client()("GET", "n")), ("reattached", b"40"))
+        self.assertEqual((server.ready["origin"], server.client()("GET", "n")), (support.REATTACHED, b"40"))
         # What ends with the memory is read.
         server.destroy()
         server.start()

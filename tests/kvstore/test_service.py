@@ -110,7 +110,7 @@ class Life(support.TestCase):
             else:
                 self.assertEqual(server.stop(), 0)
             server.start()
-            self.assertEqual(server.ready["origin"], "reattached")
+            self.assertEqual(server.ready["origin"], support.REATTACHED)
             self.assertEqual(server.ready["handover"], "systemd")
             client = server.client()
             self.assertEqual(client("DBSIZE"), 2000)
