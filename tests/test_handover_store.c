@@ -246,7 +246,7 @@ static void check_corrects_a_living_holder(void **state)
 static void check_without_a_holder(void **state)
 {
 	struct pv_store *s;
-	struct root *root;
+	struct root *root = NULL; /* for compilers that do not see what assert_int_equal() means */
 	uint32_t before;
 	char path[128];
 
