@@ -141,10 +141,11 @@ MUTANTS = {
 ''')]),
     # The index names a segment that nobody keeps yet.
     'segment-named-first': ('segment.c', 'store', 'grow', [(
-        '''	err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
-	if (err)
-		return err;
-''', ''), (
+        '''	if (!err)
+		err = s->handover->ops->keep(s->handover, number + 1ull, seg->fd);
+	pvi_pin_end(pin);
+''', '''	pvi_pin_end(pin);
+'''), (
         '''	pvi_segment_publish(s, number);
 	return 0;
 }
