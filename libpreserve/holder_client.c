@@ -30,6 +30,7 @@
 
 #include "agent.h"
 #include "error.h"
+#include "rights.h"
 
 static int64_t now_ms(void)
 {
@@ -368,24 +369,14 @@ static int gone(const struct pvi_holder_place *place)
 static int say(const struct pvi_holder_place *place, int sock, struct holder_msg *m, int fd,
 	       int64_t deadline)
 {
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
+	union pvi_rights control;
 	struct iovec iov = {m, sizeof(*m)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
 	m->magic = HOLDER_MAGIC;
 	m->version = HOLDER_VERSION;
 	m->status = 0;
-	if (fd >= 0) {
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-		msg.msg_control = &control;
-		msg.msg_controllen = sizeof(control);
-	}
+	pvi_rights_put(&msg, &control, fd);
 	while (sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
 		int rc;
 
@@ -401,27 +392,9 @@ static int say(const struct pvi_holder_place *place, int sock, struct holder_msg
 	return 0;
 }
 
-/** Takes the descriptors out of a received message: the first to *fd, others are closed. */
-static unsigned int descriptors(struct msghdr *msg, int *fd)
+static void surplus(int fd)
 {
-	unsigned int n = 0;
-
-	*fd = -1;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t at = 0; at + sizeof(int) <= c->cmsg_len - CMSG_LEN(0);
-		     at += sizeof(int)) {
-			int got;
-
-			memcpy(&got, CMSG_DATA(c) + at, sizeof(got));
-			if (n++ == 0)
-				*fd = got;
-			else
-				close(got);
-		}
-	}
-	return n;
+	close(fd);
 }
 
 int pvi_holder_hear(const struct pvi_holder_place *place, int sock, uint16_t op,
@@ -458,7 +431,7 @@ int pvi_holder_hear(const struct pvi_holder_place *place, int sock, uint16_t op,
 		if (rc)
 			return rc;
 	}
-	nfds = descriptors(&msg, &fd);
+	nfds = pvi_rights_take(&msg, &fd, surplus);
 	if (n == 0 && nfds == 0)
 		return gone(place);
 	if (n != sizeof(got) || (msg.msg_flags & MSG_TRUNC) || got.magic != HOLDER_MAGIC ||

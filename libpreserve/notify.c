@@ -22,6 +22,7 @@
 
 #include "error.h"
 #include "notify.h"
+#include "rights.h"
 
 #define MESSAGE_BYTES 512
 
@@ -51,10 +52,7 @@ void pvi_notify_init(struct pvi_notify *n)
 
 static int send_to(const struct pvi_notify *n, int fd, const char *text, size_t bytes)
 {
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
+	union pvi_rights control;
 	struct iovec iov = {(void *) (uintptr_t) text, bytes};
 	struct msghdr msg = {.msg_name = (void *) (uintptr_t) &n->address,
 			     .msg_namelen = n->bytes,
@@ -67,14 +65,7 @@ static int send_to(const struct pvi_notify *n, int fd, const char *text, size_t 
 		return pvi_fail(-ENODEV, "there is no service manager to keep descriptors: "
 					 "$NOTIFY_SOCKET is not set, or is no unix socket (the unit "
 					 "needs Type=notify or NotifyAccess=main)");
-	if (fd >= 0) {
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(int));
-		msg.msg_control = &control;
-		msg.msg_controllen = sizeof(control);
-	}
+	pvi_rights_put(&msg, &control, fd);
 	sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (sock < 0)
 		return pvi_fail(errno, "no socket for a message to the service manager: %s",

@@ -175,6 +175,32 @@ pid_t test_holder_pid(void)
 	return pid;
 }
 
+void test_keep_and_die(void)
+{
+	pid_t child = test_fork();
+	int status;
+
+	if (child == 0) {
+		struct pvi_handover *h = test_open();
+		struct pvi_fd *fds;
+		unsigned int n;
+		bool from_kexec;
+
+		TEST_CHILD_CHECK(h->ops->fetch(h, &fds, &n, &from_kexec) == -ENOENT);
+		/* In another order than that of the tokens. */
+		TEST_CHILD_CHECK(test_keep(h, 2, 12) == 0);
+		TEST_CHILD_CHECK(test_keep(h, 0, 99) == 0);
+		TEST_CHILD_CHECK(test_keep(h, 1, 11) == 0);
+		TEST_CHILD_CHECK(test_keep(h, 0, 10) == 0);
+		TEST_CHILD_CHECK(test_keep(h, 3, 13) == 0);
+		TEST_CHILD_CHECK(h->ops->drop(h, 3) == 0);
+		TEST_CHILD_CHECK(h->ops->drop(h, 77) == 0);
+		raise(SIGKILL);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFSIGNALED(status));
+}
+
 unsigned int test_open_files(pid_t pid)
 {
 	char path[32];

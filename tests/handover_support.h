@@ -57,6 +57,9 @@ bool test_gone(pid_t pid, int ms);
 /** Fork; the child gets 0. The parent waits with test_join() for an exit of status 0. */
 pid_t test_fork(void);
 void test_join(pid_t child);
+/** A process for which nothing is kept yet keeps 10, 11 and 12 under the tokens 0, 1 and 2, replaces and drops some
+ *  on the way, and is killed. */
+void test_keep_and_die(void);
 /** In such a child: end, with a message if the condition does not hold. */
 #define TEST_CHILD_CHECK(condition)                                                           \
 	do {                                                                                  \

@@ -28,28 +28,8 @@ static void holder_outlives_kill(void **state)
 {
 	static const uint64_t numbers[3] = {10, 11, 12};
 	struct pvi_handover *h;
-	int status;
-	pid_t child = test_fork();
 
-	if (child == 0) {
-		struct pvi_fd *fds;
-		unsigned int n;
-		bool from_kexec;
-
-		h = test_open();
-		TEST_CHILD_CHECK(h->ops->fetch(h, &fds, &n, &from_kexec) == -ENOENT);
-		/* In another order than that of the tokens. */
-		TEST_CHILD_CHECK(test_keep(h, 2, 12) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 0, 99) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 1, 11) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 0, 10) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 3, 13) == 0);
-		TEST_CHILD_CHECK(h->ops->drop(h, 3) == 0);
-		TEST_CHILD_CHECK(h->ops->drop(h, 77) == 0);
-		raise(SIGKILL);
-	}
-	assert_int_equal(waitpid(child, &status, 0), child);
-	assert_true(WIFSIGNALED(status));
+	test_keep_and_die();
 	h = test_open();
 	test_expect(h, 3, numbers);
 	assert_int_equal(h->state, PV_STATE_SERVING);

@@ -29,25 +29,9 @@ static void agent_outlives_kill(void **state)
 	struct pvi_fd *fds;
 	unsigned int n;
 	bool from_kexec;
-	int status;
-	pid_t child;
 
 	agent_start(NULL);
-	child = test_fork();
-	if (child == 0) {
-		h = test_open();
-		TEST_CHILD_CHECK(h->ops->fetch(h, &fds, &n, &from_kexec) == -ENOENT);
-		TEST_CHILD_CHECK(test_keep(h, 2, 12) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 0, 99) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 1, 11) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 0, 10) == 0);
-		TEST_CHILD_CHECK(test_keep(h, 3, 13) == 0);
-		TEST_CHILD_CHECK(h->ops->drop(h, 3) == 0);
-		TEST_CHILD_CHECK(h->ops->drop(h, 77) == 0);
-		raise(SIGKILL);
-	}
-	assert_int_equal(waitpid(child, &status, 0), child);
-	assert_true(WIFSIGNALED(status));
+	test_keep_and_die();
 	h = test_open();
 	assert_int_equal(h->ops->kind, PV_HANDOVER_AGENT);
 	test_expect(h, 3, numbers);

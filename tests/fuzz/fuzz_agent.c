@@ -15,6 +15,7 @@
 
 #include "../fuzz/fuzz.h"
 #include "preserved.h"
+#include "rights.h"
 
 enum { USERS = 3, PEERS = 6, STORES_MAX = 3, DESCRIPTORS_MAX = 6 };
 
@@ -78,10 +79,7 @@ static void check_books(const struct agent *a)
 /** Reads all replies; a stranger's store must not be in them. */
 static void drain(unsigned int p)
 {
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
+	union pvi_rights control;
 	struct agent_msg m;
 	int fd;
 
@@ -129,21 +127,11 @@ static int descriptor(uint8_t kind)
 
 static void push(unsigned int p, const void *bytes, size_t n, int fd)
 {
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
+	union pvi_rights control;
 	struct iovec iov = {(void *) (uintptr_t) bytes, n};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	if (fd >= 0) {
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-		msg.msg_control = &control;
-		msg.msg_controllen = sizeof(control);
-	}
+	pvi_rights_put(&msg, &control, fd);
 	(void) !sendmsg(peers[p].fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 	if (fd >= 0)
 		close(fd);

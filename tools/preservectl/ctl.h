@@ -107,6 +107,8 @@ struct ctl_store {
  *  CTL_NO_STORE and others with a message. */
 int ctl_store_find(const char *name, struct ctl_store *out);
 void ctl_store_free(struct ctl_store *s);
+/** What the agent says of a store, in the words of the others. Points into *e. */
+struct pv_stores_entry ctl_agent_entry(const struct pv_agent_entry *e);
 /** One word: serving, idle, prepared, incoming, ... */
 const char *ctl_state_word(const struct pv_stores_entry *e);
 

@@ -103,27 +103,23 @@ static void list_unit_store(json_t *array, struct ctl_table *t, const struct ctl
 	free(users.v);
 }
 
-static const char *agent_state(const struct pv_agent_entry *e)
-{
-	return e->incoming ? "incoming" : e->prepared ? "prepared" : e->open ? "serving" : "idle";
-}
-
 static void agent_row(json_t *array, struct ctl_table *t, const struct pv_agent_entry *e)
 {
+	const struct pv_stores_entry entry = ctl_agent_entry(e);
 	char owner[16];
 	const char *name = ctl_user_name(owner, e->uid);
 
 	if (array) {
 		json_array_append_new(array, json_pack("{s:s, s:s, s:i, s:s, s:b, s:b, s:s, s:i, s:I}", "name",
 						       e->name, "owner", name, "uid", (int) e->uid, "state",
-						       agent_state(e), "open", e->open, "prepared", e->prepared,
+						       ctl_state_word(&entry), "open", e->open, "prepared", e->prepared,
 						       "backend", "agent", "descriptors", (int) e->descriptors,
 						       "bytes", (json_int_t) e->bytes));
 		return;
 	}
 	ctl_cell(t, "%s", e->name);
 	ctl_cell(t, "%s", name);
-	ctl_cell(t, "%s", agent_state(e));
+	ctl_cell(t, "%s", ctl_state_word(&entry));
 	ctl_cell_bytes(t, e->bytes);
 	ctl_cell(t, "-");
 	ctl_cell(t, "-");

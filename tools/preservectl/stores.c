@@ -103,6 +103,19 @@ void ctl_places_free(struct ctl_places *places)
 	*places = (struct ctl_places){0};
 }
 
+struct pv_stores_entry ctl_agent_entry(const struct pv_agent_entry *e)
+{
+	return (struct pv_stores_entry){
+		.name = e->name,
+		.state = e->incoming ? PV_STORES_INCOMING : PV_STORES_KEPT,
+		.problem = "",
+		.open = e->open,
+		.prepared = e->prepared,
+		.descriptors = e->descriptors,
+		.bytes = e->bytes,
+	};
+}
+
 /* False: there is no agent, or it has none of this name, or it is not to be asked. */
 static bool find_at_agent(const char *name, struct ctl_store *out)
 {
@@ -119,15 +132,7 @@ static bool find_at_agent(const char *name, struct ctl_store *out)
 	}
 	free(entries);
 	if (found)
-		out->entry = (struct pv_stores_entry){
-			.name = out->agent.name,
-			.state = out->agent.incoming ? PV_STORES_INCOMING : PV_STORES_KEPT,
-			.problem = "",
-			.open = out->agent.open,
-			.prepared = out->agent.prepared,
-			.descriptors = out->agent.descriptors,
-			.bytes = out->agent.bytes,
-		};
+		out->entry = ctl_agent_entry(&out->agent);
 	return found;
 }
 

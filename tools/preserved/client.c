@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "preserved.h"
+#include "rights.h"
 
 #define FDS_READ 4u /* descriptors of one message that are received, to be refused */
 
@@ -44,21 +45,11 @@ void client_remove(struct agent *a, unsigned int i)
 
 bool client_send(const struct client *c, const void *message, size_t bytes, int fd)
 {
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
+	union pvi_rights control;
 	struct iovec iov = {(void *)(uintptr_t)message, bytes};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	if (fd >= 0) {
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-		msg.msg_control = &control;
-		msg.msg_controllen = sizeof(control);
-	}
+	pvi_rights_put(&msg, &control, fd);
 	return sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes;
 }
 
@@ -69,29 +60,6 @@ union message {
 	struct agent_msg agent;
 	struct holder_msg holder;
 };
-
-/** The first descriptor that came goes to *fd; there are no others in a message of ours. */
-static unsigned int descriptors(struct msghdr *msg, int *fd)
-{
-	unsigned int n = 0;
-
-	*fd = -1;
-	for (struct cmsghdr *h = CMSG_FIRSTHDR(msg); h; h = CMSG_NXTHDR(msg, h)) {
-		if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t at = 0; at + sizeof(int) <= h->cmsg_len - CMSG_LEN(0);
-		     at += sizeof(int)) {
-			int got;
-
-			memcpy(&got, CMSG_DATA(h) + at, sizeof(got));
-			if (n++ == 0)
-				*fd = got;
-			else
-				close_later(got);
-		}
-	}
-	return n;
-}
 
 /** Carry out what was received. False: end the connection. */
 static bool dispatch(struct agent *a, struct client *c, union message *m, size_t bytes, int *fd,
@@ -129,7 +97,7 @@ static bool receive(struct agent *a, struct client *c)
 
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR;
-	nfds = descriptors(&msg, &fd);
+	nfds = pvi_rights_take(&msg, &fd, close_later);
 	ok = n > 0 && nfds <= 1 && !(msg.msg_flags & MSG_TRUNC) &&
 	     !(nfds && (msg.msg_flags & MSG_CTRUNC));
 	c->heard_ms = now_ms();

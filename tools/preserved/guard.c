@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "preserved.h"
+#include "rights.h"
 
 #define GUARD_SOCKET_NAME "socket"
 #define NAME_BYTES	  160
@@ -85,24 +86,10 @@ static void hold(struct guard *g, const char *name, int fd)
 	g->held[g->n++].fd = fd;
 }
 
-/** The descriptor of a message, or -1; a message of the agent's has one at most. */
-static int descriptor(struct msghdr *msg)
-{
-	const struct cmsghdr *h = CMSG_FIRSTHDR(msg);
-	int fd = -1;
-
-	if (h && h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS)
-		memcpy(&fd, CMSG_DATA(h), sizeof(fd));
-	return fd;
-}
-
 /** One message. False: there is none. */
 static bool hear(struct guard *g)
 {
-	union {
-		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
+	union pvi_rights control;
 	char text[MESSAGE_BYTES], *name;
 	struct iovec iov = {text, sizeof(text) - 1};
 	struct msghdr msg = {.msg_iov = &iov,
@@ -115,7 +102,7 @@ static bool hear(struct guard *g)
 	if (n < 0)
 		return errno == EINTR;
 	text[n] = 0;
-	fd = descriptor(&msg);
+	pvi_rights_take(&msg, &fd, close_later);
 	name = strstr(text, "FDNAME=");
 	if (name) {
 		name += strlen("FDNAME=");

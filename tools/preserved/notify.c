@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * systemd: what the agent keeps is in its descriptor store as well, so that the agent may die, and
- *be restarted, and (systemd 261) the machine be rebooted by kexec. Each has a name that says all
- *there is to know of it:
+ * systemd: what the agent keeps is in its descriptor store as well, so that the agent may die and be
+ * restarted, and (systemd 261) the machine be rebooted by kexec. Each has a name that says all there
+ * is to know of it:
  *
- *	pv.UID.GID.MODE.TOKEN.STORE	numbers decimal, but for MODE (octal) and TOKEN
- *(hexadecimal) pv.list.session, pv.list.memfd	the list of prepared stores (luo.c)
+ *	pv.UID.GID.MODE.TOKEN.STORE	numbers decimal, but for MODE (octal) and TOKEN (hexadecimal)
+ *	pv.list.session, pv.list.memfd	the list of prepared stores (luo.c)
  *
  * The protocol is that of sd_notify(3), which the library's notify.c speaks, and sd_listen_fds(3):
  * descriptors from 3 on. A message that systemd has not read yet outlives its sender.

@@ -9,31 +9,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
-#include "luo_uapi.h"
+#include "luo.h"
 #include "preserved.h"
 
 #define CLOSERS_MAX 64
-
-static int session_verify(int fd)
-{
-	char link[40], target[64] = "";
-	struct statfs fs;
-
-	if (fstatfs(fd, &fs) == 0 && fs.f_type == LUO_FS_MAGIC)
-		return 0;
-	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-	if (readlink(link, target, sizeof(target) - 1) < 0)
-		return -EMEDIUMTYPE;
-	return strncmp(target, LUO_LINK_ANON, strlen(LUO_LINK_ANON)) == 0 ||
-			       strncmp(target, LUO_LINK_FS, strlen(LUO_LINK_FS)) == 0
-		       ? 0
-		       : -EMEDIUMTYPE;
-}
 
 int verify(uint64_t token, int fd, uint32_t pages, uint64_t *bytes)
 {
@@ -42,7 +24,7 @@ int verify(uint64_t token, int fd, uint32_t pages, uint64_t *bytes)
 
 	*bytes = 0;
 	if (token == HOLDER_TOKEN_INCOMING || token == HOLDER_TOKEN_OUTGOING)
-		return session_verify(fd);
+		return pvi_luo_is_session(fd) ? 0 : -EMEDIUMTYPE;
 	if (token >= HOLDER_FDS_MAX && token != HOLDER_TOKEN_MANIFEST)
 		return -EINVAL;
 	seals = fcntl(fd, F_GET_SEALS);
