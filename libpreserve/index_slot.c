@@ -165,14 +165,19 @@ void pvi_index_commit(struct pvi_index *idx, uint64_t generation)
 
 /* ---- reading ---- */
 
-/* Does every property of the tree end within it? fdt_check_full() of libfdt up to 1.6.1 adds up lengths
- * in an int, and goes round in circles when that overflows. */
+/* Of the trees that libfdt writes, since 2005. */
+enum { TREE_VERSION = 17 };
+
+/* Is it a tree that fdt_check_full() of libfdt up to 1.6.1 can bear? That adds up properties' lengths in an int,
+ * and goes round in circles when that overflows; and in a tree older than version 16, where names are paths,
+ * it follows a null pointer if the root's has no slash. */
 static bool tree_bounded(const void *fdt, uint64_t bytes)
 {
 	const uint8_t *tree = fdt;
 	uint64_t at, end;
 
-	if (fdt_check_header(fdt) != 0 || fdt_totalsize(fdt) > bytes)
+	if (fdt_check_header(fdt) != 0 || fdt_totalsize(fdt) > bytes ||
+	    fdt_version(fdt) < TREE_VERSION)
 		return false;
 	at = fdt_off_dt_struct(fdt);
 	end = at + fdt_size_dt_struct(fdt);

@@ -331,7 +331,7 @@ static void compute_fingerprints(void *fdt)
 /* The tree of a slot, if all of it is where it says. */
 static void *sound_tree(struct index_slot_rec *s, uint32_t room)
 {
-	if (s->bytes > room - sizeof(*s) || fdt_check_full(s + 1, s->bytes))
+	if (s->bytes > room - sizeof(*s) || !pvi_index_tree_sound(s + 1, s->bytes))
 		return NULL;
 	return s + 1;
 }

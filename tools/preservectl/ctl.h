@@ -173,7 +173,5 @@ int ctl_tree_print(const void *fdt);
 /** Properties by name: 0 or "" if they are not there. */
 uint64_t ctl_tree_number(const void *fdt, int node, const char *property);
 const char *ctl_tree_string(const void *fdt, int node, const char *property);
-/** What is wrong with it as a tree of a store; NULL: nothing. */
-const char *ctl_tree_fault(const void *fdt, size_t bytes);
 
 #endif

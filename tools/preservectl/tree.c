@@ -109,10 +109,3 @@ const char *ctl_tree_string(const void *fdt, int node, const char *property)
 
 	return value && len > 0 && value[len - 1] == 0 ? value : "";
 }
-
-const char *ctl_tree_fault(const void *fdt, size_t bytes)
-{
-	int rc = fdt_check_full(fdt, bytes);
-
-	return rc ? fdt_strerror(rc) : NULL;
-}
