@@ -141,8 +141,8 @@ int pvi_store_geometry(struct pv_store *s)
 	pvi_class_init(s);
 	s->segment_of = calloc(s->window_bytes >> s->granule_shift, sizeof(*s->segment_of));
 	s->segments = calloc(PVI_SEGMENTS_MAX, sizeof(*s->segments));
-	s->lanes_taken = calloc((s->nlanes + 63) / 64, 8);
-	if (!s->segment_of || !s->segments || !s->lanes_taken)
+	s->lane_uses = calloc(s->nlanes, sizeof(*s->lane_uses));
+	if (!s->segment_of || !s->segments || !s->lane_uses)
 		return pvi_fail(-ENOMEM, "no memory for the store's tables");
 	/* Writable with each segment: the kernel may count what is (vm.overcommit_memory=2). */
 	s->pages = mmap(NULL, pages_bytes(s), PROT_READ,
@@ -174,10 +174,10 @@ static void teardown(struct pv_store *s)
 		munmap(s->pages, pages_bytes(s));
 	free(s->segment_of);
 	free(s->segments);
-	free(s->lanes_taken);
+	free(s->lane_uses);
 	s->segment_of = NULL;
 	s->segments = NULL;
-	s->lanes_taken = NULL;
+	s->lane_uses = NULL;
 }
 
 /* ---- create ---- */

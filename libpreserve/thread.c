@@ -8,6 +8,7 @@
  * visit. stores_lock protects the table of open stores against a thread that ends meanwhile.
  */
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,13 +42,23 @@ static void *lines_alloc(size_t bytes)
 	return p ? memset(p, 0, whole) : NULL;
 }
 
+/* On which the caller runs, from 1; 0: not known. The crash sweeps repeat what they do, wherever they run. */
+static uint32_t processor(void)
+{
+#ifdef PVI_ONE_SHARD
+	return 0;
+#else
+	return (uint32_t) (sched_getcpu() + 1);
+#endif
+}
+
 /* Give slots and lane back. heap_lock is held. */
 static void thread_leave(struct pv_store *s, struct pvi_thread *t)
 {
 	struct pvi_thread **link = &s->threads;
 
 	pvi_depot_leave(s, t);
-	s->lanes_taken[t->lane_number / 64] &= ~(1ull << (t->lane_number % 64));
+	s->lane_uses[t->lane_number] = (struct pvi_lane_use){.processor = processor()};
 	while (*link != t)
 		link = &(*link)->next;
 	*link = t->next;
@@ -119,23 +130,38 @@ void pvi_thread_store_close(struct pv_store *s)
 	pthread_mutex_unlock(&stores_lock);
 }
 
-static int take_lane(struct pv_store *s, uint32_t *number)
+/* The free lane whose last thread ended on this processor: what that left in its shard are slots whose bytes
+ * this processor's cache may have, and no other one writes to. Else the first free one. (larson with two threads,
+ * once they had swapped lanes: 83 -> 122 million a second.) */
+static uint32_t choose_lane(const struct pv_store *s)
 {
-	int err;
+	uint32_t here = processor(), first = s->nlanes;
 
 	for (uint32_t i = 0; i < s->nlanes; i++) {
-		uint64_t bit = 1ull << (i % 64);
-
-		if (s->lanes_taken[i / 64] & bit)
+		if (s->lane_uses[i].taken)
 			continue;
-		err = pvi_segment_commit_lane(s, i);
-		if (err)
-			return err;
-		s->lanes_taken[i / 64] |= bit;
-		*number = i;
-		return 0;
+		if (here && s->lane_uses[i].processor == here)
+			return i;
+		if (first == s->nlanes)
+			first = i;
 	}
-	return pvi_fail(-EUSERS, "all %u lanes are in use by threads (pv_options.lanes)", s->nlanes);
+	return first;
+}
+
+static int take_lane(struct pv_store *s, uint32_t *number)
+{
+	uint32_t i = choose_lane(s);
+	int err;
+
+	if (i == s->nlanes)
+		return pvi_fail(-EUSERS, "all %u lanes are in use by threads (pv_options.lanes)",
+				s->nlanes);
+	err = pvi_segment_commit_lane(s, i);
+	if (err)
+		return err;
+	s->lane_uses[i].taken = true;
+	*number = i;
+	return 0;
 }
 
 void pvi_thread_forget(struct pv_store *s)

@@ -141,6 +141,12 @@ struct pvi_batch {
 	void *slots[PVI_BATCH_SLOTS];
 };
 
+/** Who has a lane, or had it last. */
+struct pvi_lane_use {
+	uint32_t processor; /* on which its last thread ended, from 1; 0: none, or not known */
+	bool taken;
+};
+
 /** A shard of a depot: what threads had too many of. */
 struct pvi_depot {
 	_Alignas(64) pthread_mutex_t lock;
@@ -348,7 +354,7 @@ struct pv_store {
 	uint32_t lanes_used; /* those from here on were never taken: all zero, and without memory */
 
 	pthread_mutex_t heap_lock;
-	uint64_t *lanes_taken; /* bitmap */
+	struct pvi_lane_use *lane_uses; /* one for each lane */
 	struct pvi_thread *threads;
 	uint64_t limit_bytes;
 	uint64_t used_pages;

@@ -393,6 +393,8 @@ struct sitter {
 	struct pv_store *s;
 	pv_type_t type;
 	pthread_barrier_t *barrier;
+	const cpu_set_t *where; /* NULL: anywhere */
+	uint32_t lane;
 	int err;
 	char message[600];
 };
@@ -402,10 +404,14 @@ static void *sit(void *arg)
 	struct sitter *t = arg;
 	void *p;
 
+	if (t->where)
+		pthread_setaffinity_np(pthread_self(), sizeof(*t->where), t->where);
 	t->err = pv_reserve(t->s, t->type, 100, &p);
 	snprintf(t->message, sizeof(t->message), "%s", pv_last_error());
-	if (!t->err)
+	if (!t->err) {
 		pv_cancel(t->s, p);
+		t->lane = pvi_thread_find(t->s)->lane_number;
+	}
 	pthread_barrier_wait(t->barrier);
 	pthread_barrier_wait(t->barrier);
 	return NULL;
@@ -449,6 +455,73 @@ static void no_lane_left(void **state)
 	pthread_barrier_destroy(&barrier);
 	assert_ok(pv_publish(s, &PV_LIVE(p), 1));
 	store_sound(s);
+	assert_ok(pv_close(s));
+}
+
+/* The processors that this process may use: the first, and the last, which may be the same. */
+static void two_processors(cpu_set_t where[2])
+{
+	cpu_set_t all;
+	size_t cpu = 0;
+
+	assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+	while (!CPU_ISSET(cpu, &all))
+		cpu++;
+	CPU_ZERO(&where[0]);
+	CPU_SET(cpu, &where[0]);
+	cpu = CPU_SETSIZE - 1;
+	while (!CPU_ISSET(cpu, &all))
+		cpu--;
+	CPU_ZERO(&where[1]);
+	CPU_SET(cpu, &where[1]);
+}
+
+/* Two threads at once, on these processors; the lanes that they had. */
+static void two_sit(struct pv_store *s, const cpu_set_t *first, const cpu_set_t *second,
+		    uint32_t lanes[2])
+{
+	pv_type_t type = store_bytes_type(s, "bytes");
+	const cpu_set_t *const where[] = {first, second};
+	struct sitter sitters[2];
+	pthread_barrier_t barriers[2];
+	pthread_t threads[2];
+
+	for (int i = 0; i < 2; i++) {
+		pthread_barrier_init(&barriers[i], NULL, 2);
+		sitters[i] = (struct sitter){
+			.s = s, .type = type, .barrier = &barriers[i], .where = where[i]};
+		assert_int_equal(pthread_create(&threads[i], NULL, sit, &sitters[i]), 0);
+		pthread_barrier_wait(&barriers[i]);
+		assert_int_equal(sitters[i].err, 0);
+		lanes[i] = sitters[i].lane;
+	}
+	for (int i = 0; i < 2; i++) {
+		pthread_barrier_wait(&barriers[i]);
+		pthread_join(threads[i], NULL);
+		pthread_barrier_destroy(&barriers[i]);
+	}
+}
+
+static void lanes_stay_with_processors(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = options(k);
+	struct pv_store *s = store_create(k, &o);
+	uint32_t before[2], after[2];
+	cpu_set_t where[2];
+
+	two_processors(where);
+	two_sit(s, &where[0], &where[1], before);
+	assert_int_not_equal(before[0], before[1]);
+	/* Whichever comes first. */
+	two_sit(s, &where[1], &where[0], after);
+	if (CPU_EQUAL(&where[0], &where[1])) {
+		assert_int_equal(after[0], before[0]);
+		assert_int_equal(after[1], before[1]);
+	} else {
+		assert_int_equal(after[0], before[1]);
+		assert_int_equal(after[1], before[0]);
+	}
 	assert_ok(pv_close(s));
 }
 
@@ -627,6 +700,7 @@ int main(void)
 		with_keeper(cold_slabs_under_many_eyes),
 		with_keeper(thousands_of_threads),
 		with_keeper(no_lane_left),
+		with_keeper(lanes_stay_with_processors),
 		with_keeper(thread_outlives_stores),
 		with_keeper(extents_freed_while_others_allocate),
 		with_keeper(extents_freed_while_they_are_published),
