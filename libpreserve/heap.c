@@ -220,6 +220,8 @@ static __attribute__((noinline)) int reserve_slow(struct pv_store *s, pv_type_t 
 	if (m->top == m->slots && !pvi_depot_take(s, m)) {
 		pthread_mutex_lock(&s->heap_lock);
 		err = pvi_slab_refill(s, t, type, class, m);
+		if (!err)
+			pvi_depot_refilled(m);
 		pthread_mutex_unlock(&s->heap_lock);
 		if (err)
 			return err;

@@ -409,6 +409,8 @@ void pvi_depot_free(struct pvi_depot *shards);
 bool pvi_depot_give(struct pvi_magazine *m, uint32_t count);
 /** Fill an empty magazine; false: the depot has none. */
 bool pvi_depot_take(const struct pv_store *s, struct pvi_magazine *m);
+/** An empty magazine was filled from slabs. heap_lock. */
+void pvi_depot_refilled(struct pvi_magazine *m);
 /** How many slots a depot, or NULL, has. */
 uint64_t pvi_depot_slots(struct pvi_depot *shards);
 /** Leave everything that a thread has. heap_lock. */

@@ -152,6 +152,8 @@ struct pvi_depot {
 	_Alignas(64) pthread_mutex_t lock;
 	struct pvi_batch *full;	 /* batches with slots */
 	struct pvi_batch *spare; /* empty ones */
+	uint32_t nslots;	 /* in the full ones */
+	uint32_t refilled;	 /* slots that threads of this shard got from slabs, since it was drained; heap_lock */
 	uint64_t *held;		 /* pv_store.depot_bytes */
 	uint32_t slot_bytes;
 };

@@ -525,6 +525,69 @@ static void lanes_stay_with_processors(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* ---- slots ---- */
+
+#define FILLED 2000
+
+struct filler {
+	struct pv_store *s;
+	pv_type_t type;
+	pthread_barrier_t barrier;
+	void *objects[FILLED];
+	int err;
+};
+
+static void *fill_and_free(void *arg)
+{
+	struct filler *f = arg;
+
+	for (int i = 0; i < FILLED && !f->err; i++) {
+		f->err = pv_reserve(f->s, f->type, 64, &f->objects[i]);
+		if (!f->err)
+			f->err = pv_publish(f->s, &PV_LIVE(f->objects[i]), 1);
+	}
+	for (int i = 0; i < FILLED && !f->err; i++)
+		f->err = pv_publish(f->s, &PV_FREE(f->objects[i]), 1);
+	pthread_barrier_wait(&f->barrier);
+	pthread_barrier_wait(&f->barrier);
+	return NULL;
+}
+
+/* What a thread has freed is there for it, while it lives; another one gets slots of its own. */
+static void threads_keep_apart(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_options o = options(k);
+	struct filler *fillers = calloc(2, sizeof(*fillers));
+	unsigned int same = 0;
+	struct pv_store *s;
+	pthread_t threads[2];
+
+	o.segment_bytes = 1 << 20; /* room for both: when a segment is full, what was freed is for all */
+	s = store_create(k, &o);
+	assert_non_null(fillers);
+	for (int t = 0; t < 2; t++) {
+		fillers[t].s = s;
+		fillers[t].type = store_bytes_type(s, "bytes");
+		pthread_barrier_init(&fillers[t].barrier, NULL, 2);
+		assert_int_equal(pthread_create(&threads[t], NULL, fill_and_free, &fillers[t]), 0);
+		pthread_barrier_wait(&fillers[t].barrier);
+		assert_int_equal(fillers[t].err, 0);
+	}
+	for (int i = 0; i < FILLED; i++)
+		for (int j = 0; j < FILLED; j++)
+			same += fillers[0].objects[i] == fillers[1].objects[j];
+	assert_int_equal(same, 0);
+	for (int t = 0; t < 2; t++) {
+		pthread_barrier_wait(&fillers[t].barrier);
+		pthread_join(threads[t], NULL);
+		pthread_barrier_destroy(&fillers[t].barrier);
+	}
+	free(fillers);
+	store_sound(s);
+	assert_ok(pv_close(s));
+}
+
 /* A thread that used a store outlives it, and uses another that has come in its place. */
 struct survivor {
 	struct keeper *k;
@@ -701,6 +764,7 @@ int main(void)
 		with_keeper(thousands_of_threads),
 		with_keeper(no_lane_left),
 		with_keeper(lanes_stay_with_processors),
+		with_keeper(threads_keep_apart),
 		with_keeper(thread_outlives_stores),
 		with_keeper(extents_freed_while_others_allocate),
 		with_keeper(extents_freed_while_they_are_published),
