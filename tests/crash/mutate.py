@@ -229,7 +229,7 @@ static int grow(''')]),
         'for (uint64_t k = 0; k + 1 < lane->count; k++)\n			pvi_lane_apply')]),
     # Two threads have the same lane.
     'storm-lane-shared': ('thread.c', 'storm', '-', [(
-        '		s->lanes_taken[i / 64] |= bit;\n', '')]),
+        '	s->lane_uses[i].taken = true;\n', '')]),
     # A thread that ends does not abort its transaction.
     'storm-tx-left-open': ('thread.c', 'storm', '-', [(
         '		pvi_tx_leave(s, pvi_tls[i].thread);\n', '')]),
@@ -241,6 +241,8 @@ static int grow(''')]),
     'storm-refill-without-lock': ('heap.c', 'storm', '-', [(
         '''		pthread_mutex_lock(&s->heap_lock);
 		err = pvi_slab_refill(s, t, type, class, m);
+		if (!err)
+			pvi_depot_refilled(m);
 		pthread_mutex_unlock(&s->heap_lock);
 ''', '		err = pvi_slab_refill(s, t, type, class, m);\n')]),
     # A split that first makes the new bucket visible.
