@@ -169,34 +169,27 @@ uint64_t pvi_depot_slots(struct pvi_depot *shards)
 	return n;
 }
 
-static struct pvi_batch *take_all(struct pvi_depot *d, struct pvi_batch **list)
-{
-	struct pvi_batch *all;
-
-	pthread_mutex_lock(&d->lock);
-	all = *list;
-	__atomic_store_n(list, NULL, __ATOMIC_RELAXED);
-	if (list == &d->full)
-		__atomic_store_n(&d->nslots, 0, __ATOMIC_RELAXED);
-	pthread_mutex_unlock(&d->lock);
-	return all;
-}
-
 /* Empty a shard into its slabs. */
 static void drain(struct pv_store *s, struct pvi_thread *t, struct pvi_depot *d)
 {
-	struct pvi_batch *all;
+	struct pvi_batch *full, *spare;
 
 	__atomic_store_n(&d->refilled, 0, __ATOMIC_RELAXED);
 	if (!__atomic_load_n(&d->full, __ATOMIC_RELAXED))
 		return;
-	all = take_all(d, &d->full);
-	for (struct pvi_batch *b = all; b; b = b->next) {
+	pthread_mutex_lock(&d->lock);
+	full = d->full;
+	spare = d->spare;
+	__atomic_store_n(&d->full, NULL, __ATOMIC_RELAXED);
+	__atomic_store_n(&d->nslots, 0, __ATOMIC_RELAXED);
+	d->spare = NULL;
+	pthread_mutex_unlock(&d->lock);
+	for (struct pvi_batch *b = full; b; b = b->next) {
 		count_held(d, -(int64_t) b->n);
 		pvi_slab_return(s, t, b->slots, b->n);
 	}
-	batches_free(all);
-	batches_free(take_all(d, &d->spare));
+	batches_free(full);
+	batches_free(spare);
 }
 
 static void flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m)
