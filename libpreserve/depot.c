@@ -93,7 +93,7 @@ bool pvi_depot_give(struct pvi_magazine *m, uint32_t count)
 		b = batch_new(d);
 	if (b) {
 		for (uint32_t i = 0; i < count; i++)
-			b->slots[b->n++] = m->slots[i].object;
+			b->slots[b->n++] = m->slots[1 + i].object;
 		__atomic_store_n(&d->nslots, d->nslots + count, __ATOMIC_RELAXED);
 	}
 	pthread_mutex_unlock(&d->lock);
@@ -101,7 +101,7 @@ bool pvi_depot_give(struct pvi_magazine *m, uint32_t count)
 		return false;
 	count_held(d, count);
 	__atomic_store_n(&m->top, m->top - count, __ATOMIC_RELAXED);
-	memmove(m->slots, m->slots + count, pvi_magazine_slots(m) * sizeof(m->slots[0]));
+	memmove(m->slots + 1, m->slots + 1 + count, pvi_magazine_slots(m) * sizeof(m->slots[0]));
 	return true;
 }
 
@@ -117,7 +117,7 @@ static bool take(const struct pv_store *s, struct pvi_magazine *m, struct pvi_de
 		__atomic_store_n(&d->full, b->next, __ATOMIC_RELAXED);
 		__atomic_store_n(&d->nslots, d->nslots - b->n, __ATOMIC_RELAXED);
 		for (uint32_t i = 0; i < b->n; i++)
-			m->slots[i] = (struct pvi_held){b->slots[i],
+			m->slots[1 + i] = (struct pvi_held){b->slots[i],
 							pvi_page_byte(s, b->slots[i])};
 		__atomic_store_n(&m->top, m->slots + b->n, __ATOMIC_RELAXED);
 		b->next = d->spare;
@@ -195,7 +195,7 @@ static void drain(struct pv_store *s, struct pvi_thread *t, struct pvi_depot *d)
 static void flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m)
 {
 	while (m->top > m->slots) {
-		void *object = m->top[-1].object;
+		void *object = m->top->object;
 
 		__atomic_store_n(&m->top, m->top - 1, __ATOMIC_RELAXED);
 		pvi_slab_return(s, t, &object, 1);
@@ -204,6 +204,7 @@ static void flush(struct pv_store *s, struct pvi_thread *t, struct pvi_magazine 
 
 void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t)
 {
+	pvi_thread_settle(t);
 	for (uint32_t i = 0; i < t->nbins; i++) {
 		struct pvi_magazine *m = t->magazines[i];
 
@@ -219,8 +220,9 @@ void pvi_depot_leave(struct pv_store *s, struct pvi_thread *t)
 }
 
 /* Empty the magazines of a thread into their slabs; `t` is the calling one, which may need its lane. */
-static void flush_all(struct pv_store *s, struct pvi_thread *t, const struct pvi_thread *of)
+static void flush_all(struct pv_store *s, struct pvi_thread *t, struct pvi_thread *of)
 {
+	pvi_thread_settle(of);
 	for (uint32_t i = 0; i < of->nbins; i++)
 		if (pvi_magazine_slots(of->magazines[i]))
 			flush(s, t, of->magazines[i]);

@@ -3,7 +3,8 @@
  * Objects: reserve, publish, free. The fast paths take no lock and touch only the calling thread's
  * magazine and lane, the page map entry and the slot bytes.
  *
- *	reserve		pops a slot from the magazine, slot byte HELD -> RESERVED
+ *	reserve		takes the magazine's top slot, slot byte HELD -> RESERVED; it is popped
+ *			when it is known that nothing is written over it (pvi_thread.lender)
  *	publish LIVE	slot byte RESERVED -> LIVE, through the lane
  *	publish FREE	slot byte LIVE -> HELD, and the slot goes on top of the freeing thread's
  *			magazine, where the next reserve finds it still in cache
@@ -154,19 +155,14 @@ int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t a
 	return err;
 }
 
-static inline void *take_slot(struct pvi_thread *t, struct pvi_magazine *m)
+/* The last slot of a magazine that has one. It stays there until it is known what comes in its place. */
+static inline void *hand_out(struct pvi_thread *t, struct pvi_magazine *m, const struct pvi_held *held, void *object)
 {
-	struct pvi_held *held = m->top - 1;
-	/* Atomic, so that the compiler does not make one load of 16 bytes of the two: those of a slot
-	 * that was freed just now are in the store buffer, as two stores, and a load that wants bytes
-	 * of both waits until they have left it. (replace-64: 40 -> 60 million a second.) */
-	void *object = __atomic_load_n(&held->object, __ATOMIC_RELAXED);
 	uint8_t *byte = __atomic_load_n(&held->byte, __ATOMIC_RELAXED);
 
 	pvi_debug_check(__atomic_load_n(byte, __ATOMIC_RELAXED) == PV_SLOT_HELD);
-	__atomic_store_n(&m->top, held, __ATOMIC_RELAXED);
 	__atomic_store_n(byte, PV_SLOT_RESERVED, __ATOMIC_RELAXED);
-	__atomic_store_n(&t->last, held, __ATOMIC_RELAXED);
+	__atomic_store_n(&t->lender, m, __ATOMIC_RELAXED);
 	return object;
 }
 
@@ -208,6 +204,7 @@ static __attribute__((noinline)) int reserve_slow(struct pv_store *s, pv_type_t 
 
 	if (err)
 		return err;
+	pvi_thread_settle(t);
 	err = check_request(s, type, bytes);
 	if (err)
 		return err;
@@ -226,36 +223,51 @@ static __attribute__((noinline)) int reserve_slow(struct pv_store *s, pv_type_t 
 		if (err)
 			return err;
 	}
-	*out = take_slot(t, m);
-	if (m->flex_bytes != UINT64_MAX)
+	*out = hand_out(t, m, m->top, m->top->object);
+	if (m->flexible)
 		pvi_heap_clear(*out, bytes, s->classes[class].slot_bytes);
 	return 0;
 }
 
-/* From a magazine that is empty, or whose type needs more than a slot. */
-static __attribute__((noinline)) int reserve_other(struct pv_store *s, struct pvi_thread *t,
-						   struct pvi_magazine *m, pv_type_t type,
-						   size_t bytes, void **out)
+/* When it is not only to take from a magazine that has something. */
+static __attribute__((noinline)) int reserve_other(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 {
-	if (m->top == m->slots || bytes < m->flex_bytes)
+	struct pvi_thread *t = pvi_thread_find(s);
+	struct pvi_magazine *m;
+	uint32_t class;
+
+	if (!t || type >= t->nrows || bytes > 16 * (PVI_CLASS_TABLE - 1))
 		return reserve_slow(s, type, bytes, out);
-	*out = take_slot(t, m);
-	pvi_heap_clear(*out, bytes, s->classes[pvi_class_of(bytes)].slot_bytes);
+	pvi_thread_settle(t);
+	class = s->class_of[(bytes + 15) / 16];
+	m = t->magazines[pvi_bin_number(type, class)];
+	if (!m->top->object || bytes < m->min_bytes)
+		return reserve_slow(s, type, bytes, out);
+	*out = hand_out(t, m, m->top, m->top->object);
+	if (m->flexible)
+		pvi_heap_clear(*out, bytes, s->classes[class].slot_bytes);
 	return 0;
 }
 
 int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 {
-	struct pvi_thread *t = pvi_tls_last.thread;
+	struct pvi_thread *t = pvi_tls_last;
+	const struct pvi_held *held;
 	struct pvi_magazine *m;
+	void *object;
 
-	if (pvi_unlikely(pvi_tls_last.serial != s->serial || type >= t->nrows ||
-			 bytes > 16 * (PVI_CLASS_TABLE - 1)))
-		return reserve_slow(s, type, bytes, out);
-	m = t->rows[type]->magazines[(bytes + 15) / 16];
-	if (pvi_unlikely(m->top == m->slots || bytes < m->min_bytes))
-		return reserve_other(s, t, m, type, bytes, out);
-	*out = take_slot(t, m);
+	if (pvi_unlikely(pvi_load(&t->store) != s || t->lender != &t->none || type >= t->nrows ||
+			 bytes > 8 * (PVI_ROW_TABLE - 1)))
+		return reserve_other(s, type, bytes, out);
+	m = t->rows[type]->magazines[(bytes + 7) / 8];
+	held = m->top;
+	/* Atomic, so that the compiler does not make one load of 16 bytes of the slot's two words: those
+	 * of one that was freed just now are in the store buffer, as two stores, and a load that wants bytes
+	 * of both waits until they have left it. (replace-64: 40 -> 60 million a second.) */
+	object = __atomic_load_n(&held->object, __ATOMIC_RELAXED);
+	if (pvi_unlikely(!object))
+		return reserve_other(s, type, bytes, out);
+	*out = hand_out(t, m, held, object);
 	return 0;
 }
 

@@ -7,7 +7,6 @@
 #define PVI_HEAP_H
 
 #include "internal.h"
-#include "load.h"
 
 /** Everything that pvi_heap_slot() does not answer: another look, under the lock. */
 int pvi_heap_find_slow(struct pv_store *s, const void *p, struct pvi_object *o);
@@ -19,29 +18,40 @@ void pvi_heap_extent_ended(struct pv_store *s, const struct pvi_object *o, const
 void pvi_heap_extent_published(struct pv_store *s, const struct pvi_object *o, const void *p);
 void pvi_heap_extent_retired(struct pv_store *s, const struct pvi_object *o, const void *p);
 
-/** The page and the slot byte of an object in a warm slab; false for anything else. */
-static inline bool pvi_heap_slot(const struct pv_store *s, const void *p, const struct pvi_page **out,
-				 uint8_t **byte)
+/** The descriptor of the page at an offset. Of one outside of the window, that of another page, from which it is
+ *  farther away than any slot. */
+static inline const struct pvi_page *pvi_heap_page(const struct pv_store *s, uint64_t off)
 {
-	uint64_t off = (uint64_t) ((uintptr_t) p - s->base), units;
-	const struct pvi_page *page;
-	uint64_t i;
+	uint64_t at = off >> s->page_desc_shift & s->page_desc_mask;
+
+	return (const struct pvi_page *) (const void *) ((const uint8_t *) s->pages + at);
+}
+
+/** The slot byte of an object in the page of this descriptor; false for anything else, and if there is no warm
+ *  slab. */
+static inline bool pvi_heap_slot_in(const struct pvi_page *page, const void *p, uint8_t **byte)
+{
+	uint64_t units = pvi_page_units((uint64_t) pvi_distance_acquire((const uint8_t *) p, &page->slab));
+	uint64_t slot;
 	bool start;
 
-	if (pvi_unlikely(off >= s->window_bytes))
-		return false;
-	page = pvi_store_page(s, off);
-	units = pvi_page_units((uint64_t) pvi_distance_acquire((const uint8_t *) p, &page->slab));
 	/* Atomic, as another thread may be describing the page: then `slab` was NULL, and this is
 	 * beyond any grid whatever is read here. A page that is not described has no grid. */
 	if (pvi_unlikely(units >= pvi_load(&page->grid_units)))
 		return false;
-	i = pvi_page_slot(units, __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED), &start);
+	slot = pvi_page_slot(units, __atomic_load_n(&page->reciprocal, __ATOMIC_RELAXED), &start);
 	if (pvi_unlikely(!start))
 		return false;
-	*out = page;
-	*byte = page->bytes + i;
+	*byte = page->bytes + slot;
 	return true;
+}
+
+/** The page and the slot byte of an object in a warm slab; false for anything else. */
+static inline bool pvi_heap_slot(const struct pv_store *s, const void *p, const struct pvi_page **page,
+				 uint8_t **byte)
+{
+	*page = pvi_heap_page(s, (uintptr_t) p - s->base);
+	return pvi_heap_slot_in(*page, p, byte);
 }
 
 /** The object that begins at an address; -EINVAL: none does. */
@@ -70,34 +80,41 @@ static inline void pvi_heap_check_kept(const struct pvi_magazine *m, const struc
 {
 	pvi_debug_check(__atomic_load_n(held->byte, __ATOMIC_RELAXED) == PV_SLOT_HELD);
 #ifdef PVI_DEBUG_CHECKS
-	for (const struct pvi_held *h = m->slots; h < m->top; h++)
+	for (const struct pvi_held *h = m->slots + 1; h <= m->top; h++)
 		pvi_debug_check(h->byte != held->byte);
 #endif
 }
 
 static inline void pvi_heap_push(struct pvi_magazine *m, struct pvi_held held)
 {
-	struct pvi_held *top = m->top;
+	struct pvi_held *top = m->top + 1;
 
 	pvi_heap_check_kept(m, &held);
 	*top = held;
-	__atomic_store_n(&m->top, top + 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&m->top, top, __ATOMIC_RELAXED);
 }
 
-/** A slot that is HELD goes to the thread's magazine. Returns 0, so that a caller that has nothing else to
- *  do can end with it. */
-static inline int pvi_heap_keep(struct pv_store *s, struct pvi_thread *t, size_t bin,
-				struct pvi_held held)
+/** A slot that is HELD goes to the magazine of a thread that has settled, or was not lent one from there. Returns 0,
+ *  so that a caller that has nothing else to do can end with it. */
+static inline int pvi_heap_keep_settled(struct pv_store *s, struct pvi_thread *t, size_t bin,
+					struct pvi_held held)
 {
 	struct pvi_magazine *m;
 
-	if (pvi_unlikely(bin >= t->nbins))
+	if (pvi_unlikely(bin >= t->nbins || t->magazines[bin]->top >= t->magazines[bin]->end))
 		return pvi_heap_keep_slow(s, t, (uint32_t) bin, held.object, held.byte);
 	m = t->magazines[bin];
-	if (pvi_unlikely(m->top >= m->end))
-		return pvi_heap_keep_slow(s, t, (uint32_t) bin, held.object, held.byte);
 	pvi_heap_push(m, held);
 	return 0;
+}
+
+/** The same for any thread. */
+static inline int pvi_heap_keep(struct pv_store *s, struct pvi_thread *t, size_t bin,
+				struct pvi_held held)
+{
+	if (bin == t->lender->bin)
+		pvi_thread_settle(t);
+	return pvi_heap_keep_settled(s, t, bin, held);
 }
 
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "load.h"
 #include "types.h"
 
 /* ---- arena.c: addresses and memfds ---- */
@@ -385,6 +386,8 @@ void pvi_slab_close(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
 void pvi_slab_reopen(struct pv_store *s);
 /** Validate and tidy the slab whose head is at `page`, if that has not been done. */
 int pvi_slab_warm(struct pv_store *s, struct pvi_segment *seg, uint32_t page);
+/** No fast path finds a slot in this page any more. heap_lock. */
+void pvi_slab_undescribe(struct pvi_page *p);
 /** Is the slab_rec of this head page what the page map says? Any lock. */
 bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
 		    uint64_t rec);
@@ -392,11 +395,30 @@ bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uin
  *  those who only look. NULL: no slot begins there. Any lock. */
 uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, uint64_t seg_off,
 		       uint64_t *rec);
+
+/**
+ * The slot byte of an object of 2^shift bytes whose class has a byte_shift, where a page has page_mask + 1. The bits
+ * of the object's address that say which of the page's slots it is become the lowest ones, and those above them, of
+ * the page's number, take their place: so no page descriptor has to be waited for, the slot bytes are a run
+ * at a multiple of their number, and that run is elsewhere in the next slab (see slab_color() for why). Windows begin
+ * at multiples of PVI_BASE_ALIGN, so this holds at any base.
+ */
+static inline uintptr_t pvi_slab_byte_of(uintptr_t object, uint32_t shift, uintptr_t page_mask)
+{
+	return ((object >> shift ^ object) & page_mask) ^ object;
+}
+
+/** The slot bytes of a slab. */
 static inline uint8_t *pvi_slab_bytes(const struct pv_store *s, const struct pvi_segment *seg,
 				      uint32_t page, uint64_t rec)
 {
-	return seg->addr + ((uint64_t) page << s->page_shift) + pvi_rec_meta(rec) +
-	       sizeof(struct slab_rec);
+	uint32_t shift = s->classes[pvi_rec_class(rec)].byte_shift;
+	uint64_t off = (uint64_t) page << s->page_shift;
+
+	if (shift)
+		return seg->addr +
+		       (pvi_slab_byte_of(seg->off + off, shift, (1u << s->page_shift) - 1) - seg->off);
+	return seg->addr + off + pvi_rec_meta(rec) + sizeof(struct slab_rec);
 }
 
 /* ---- depot.c ---- */
@@ -497,17 +519,14 @@ bool pvi_check_live(const struct pv_store *s, uint64_t off, uint32_t type, uint6
 
 /* ---- thread.c ---- */
 
-struct pvi_tls_entry {
-	uint64_t serial;
-	struct pvi_thread *thread;
-};
-extern _Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
-/** The one of the store that the thread used last. */
-extern _Thread_local struct pvi_tls_entry pvi_tls_last;
+/** The calling thread's state, by slot of the store; NULL or one of a closed store: it has none yet. */
+extern _Thread_local struct pvi_thread *pvi_tls[PVI_STORES_MAX];
+/** The one of the store that the thread used last, or one that is no store's. */
+extern _Thread_local struct pvi_thread *pvi_tls_last;
 
-/** Enter the store into the process's table: sets slot and serial. */
+/** Enter the store into the process's table: sets its slot. */
 int pvi_thread_store_open(struct pv_store *s);
-/** Take it out again and free all threads' state. */
+/** Take it out again, if it is there, and free what its threads have. */
 void pvi_thread_store_close(struct pv_store *s);
 /** A slab or a segment has gone: threads may not go by what they found out before. heap_lock. */
 void pvi_thread_forget(struct pv_store *s);
@@ -542,14 +561,28 @@ static inline uint32_t pvi_magazine_slots(const struct pvi_magazine *m)
 	return (uint32_t) (__atomic_load_n(&m->top, __ATOMIC_RELAXED) - m->slots);
 }
 
+/** The same without one that is handed out. */
+static inline uint32_t pvi_thread_slots(const struct pvi_thread *t, uint32_t bin)
+{
+	const struct pvi_magazine *m = t->magazines[bin];
+
+	return pvi_magazine_slots(m) - (__atomic_load_n(&t->lender, __ATOMIC_RELAXED) == m);
+}
+
+/** Take the slot that was handed out from its magazine, which then holds what it says. */
+static inline void pvi_thread_settle(struct pvi_thread *t)
+{
+	if (t->lender == &t->none)
+		return;
+	__atomic_store_n(&t->lender->top, t->lender->top - 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&t->lender, &t->none, __ATOMIC_RELAXED);
+}
+
 /** How many it may have. */
 static inline uint32_t pvi_magazine_limit(const struct pvi_magazine *m)
 {
 	return (uint32_t) (m->end - m->slots);
 }
-
-/** No object, whatever address a caller passes, and its byte says so. */
-extern const struct pvi_held pvi_thread_no_slot;
 
 /** The shard of depots and bins that a thread uses. The crash sweeps are built so that all use one: there
  *  threads are to meet. */
@@ -565,12 +598,15 @@ static inline uint32_t pvi_thread_shard(const struct pvi_thread *t)
 /** The calling thread's state, NULL if it has none yet. */
 static inline struct pvi_thread *pvi_thread_find(const struct pv_store *s)
 {
-	if (pvi_unlikely(pvi_tls_last.serial != s->serial)) {
-		if (pvi_tls[s->slot].serial != s->serial)
+	struct pvi_thread *t = pvi_tls_last;
+
+	if (pvi_unlikely(pvi_load(&t->store) != s)) {
+		t = pvi_tls[s->slot];
+		if (!t || pvi_load(&t->store) != s)
 			return NULL;
-		pvi_tls_last = pvi_tls[s->slot];
+		pvi_tls_last = t;
 	}
-	return pvi_tls_last.thread;
+	return t;
 }
 /** The same, made if need be. */
 static inline int pvi_thread_get(struct pv_store *s, struct pvi_thread **out)

@@ -110,8 +110,7 @@ static bool slot_action_sound(const struct pv_store *s, const struct pvi_segment
 	if (!pvi_page_head_sound(s, seg, head, head_rec) ||
 	    pvi_page_kind(head_rec) != PV_PAGE_SLAB || !pvi_slab_sound(s, seg, head, head_rec))
 		return false;
-	bytes_off = ((uint64_t) head << s->page_shift) + pvi_rec_meta(head_rec) +
-		    sizeof(struct slab_rec);
+	bytes_off = (uint64_t) (pvi_slab_bytes(s, seg, head, head_rec) - seg->addr);
 	return seg_off >= bytes_off &&
 	       seg_off - bytes_off < s->classes[pvi_rec_class(head_rec)].nslots &&
 	       seg->addr[seg_off] != PV_SLOT_META;

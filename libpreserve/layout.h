@@ -10,7 +10,7 @@
  *	index:    | index_rec (4096) | slot 0 | slot 1 |               a slot: index_slot_rec, FDT
  *	segment:  | segment_rec | page map | lanes (segment 0 only) | pages ... |
  *	slab:     slots of one type and size class, and somewhere among or behind them a slab_rec
- *	          with one byte of state for each slot
+ *	          and one byte of state for each slot
  */
 #ifndef PVI_LAYOUT_H
 #define PVI_LAYOUT_H
@@ -133,12 +133,13 @@ _Static_assert(sizeof(struct segment_rec) == 120, "segment_rec");
 
 #define PV_SLAB_ALIGN 64u
 
-/** In each slab at the place that the page map names. Fixed at birth; the slot bytes follow it. */
+/** In each slab at the place that the page map names. Fixed at birth. The slot bytes follow it, or lie beside it:
+ *  pvi_slab_bytes(). */
 struct slab_rec {
 	uint32_t magic;
 	uint32_t type;	     /* number of the type in the index */
 	uint32_t slot_bytes; /* the size class */
-	uint32_t nslots;     /* slots in the grid, those under this record included */
+	uint32_t nslots;     /* slots in the grid, those under this record or slot bytes included */
 	uint64_t slab_off;   /* offset of the slab */
 	uint32_t meta_off;   /* of this record, relative to the slab */
 	uint32_t npages;
@@ -155,7 +156,7 @@ _Static_assert(sizeof(struct slab_rec) == 32, "slab_rec");
 #define PV_SLOT_RESERVED 2u /* handed out, not published */
 #define PV_SLOT_RETIRED	 3u /* freed, but readers may still look at it */
 #define PV_SLOT_HELD	 4u /* in a thread's magazine, ready to be handed out */
-#define PV_SLOT_META	 0xffu /* under the slab_rec: not a slot */
+#define PV_SLOT_META	 0xffu /* under the slab_rec or slot bytes: not a slot */
 
 /* ---- a move ----------------------------------------------------------------------------------- */
 

@@ -26,6 +26,18 @@
 #define pvi_load(place) (*(place))
 #endif
 
+/** The same, loaded before all loads that come after. */
+#ifdef PVI_LOAD_ATOMIC
+#define pvi_acquire(place) __atomic_load_n(place, __ATOMIC_ACQUIRE)
+#else
+#define pvi_acquire(place)                                                                         \
+	({                                                                                         \
+		__typeof__(*(place)) loaded_ = *(place);                                           \
+		__asm__ volatile("" ::: "memory");                                                 \
+		loaded_;                                                                           \
+	})
+#endif
+
 /** How far an address is behind the one at `place`, which is loaded before all loads that come after. */
 #ifdef PVI_LOAD_ATOMIC
 #define pvi_distance_acquire(address, place) ((address) - __atomic_load_n(place, __ATOMIC_ACQUIRE))

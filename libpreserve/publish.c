@@ -179,6 +179,7 @@ static __attribute__((noinline)) int publish_any(struct pv_store *s,
 	err = resolve(s, t, actions, n, objects);
 	if (pvi_unlikely(err))
 		return pvi_misuse(err);
+	pvi_thread_settle(t); /* so that the next pv_reserve() need not */
 	pvi_lane_begin(t->lane, n);
 	for (unsigned int i = 0; i < n; i++)
 		pvi_heap_apply(s, &actions[i], &t->lane->actions[i], &objects[i]);
@@ -202,20 +203,11 @@ static __attribute__((noinline)) int publish_any(struct pv_store *s,
  * the processor's store buffer behind the one that misses the cache, and the more there are, the
  * fewer operations overlap: 100,000 objects do not fit into the nearest caches, and a miss is waited for
  * less the fewer instructions lie between two. So the intent is three words, and the one that it stores
- * anyway says how far it got (struct link_rec); what is known from the reserve (the byte) or the last call
- * (in which addresses words may be stored to) is not looked up again; and whatever is out of the ordinary
- * is a tail call, so that no register has to be saved.
+ * anyway says how far it got (struct link_rec); what is known from the reserve (magazine and byte) or the last call
+ * (in which addresses words may be stored to) is not looked up again; the freed slot is written over the one that
+ * was reserved; and whatever is out of the ordinary is a tail call, so that no register has to be saved. No less
+ * depends on how many misses have to be waited for one after the other: see pvi_slab_byte_of().
  */
-
-typedef int long_way(struct pv_store *s, void *object, void *word, uint64_t value, void *old);
-
-/* What an intent of the straight line consists of, beside the word. */
-enum {
-	LINKS = 1, /* an object becomes live */
-	FREES = 2, /* one is freed */
-	SAME = 4,  /* the word gets the object's address */
-	OTHER = 8, /* word and object may be any, not only in the last segment and the last one reserved */
-};
 
 /* Is it a word of the segment whose words were stored to last? */
 static inline bool word_known(const struct pvi_thread *t, const void *word)
@@ -226,11 +218,12 @@ static inline bool word_known(const struct pvi_thread *t, const void *word)
 	return (bytes >> 3 | bytes << 61) < pvi_load(&t->nwords);
 }
 
-/* Is it a word of any? */
+/* Is it a word of any? Then words are known afterwards, so what the lender says must be true: nobody is one. */
 static inline bool word_found(struct pv_store *s, struct pvi_thread *t, const void *word)
 {
 	const struct pvi_segment *seg;
 
+	pvi_thread_settle(t);
 	if (word_known(t, word))
 		return true;
 	if (!word_ok(s, word))
@@ -242,132 +235,182 @@ static inline bool word_found(struct pv_store *s, struct pvi_thread *t, const vo
 	return true;
 }
 
-static __attribute__((noinline)) int link_any(struct pv_store *s, void *object, void *word,
-					      uint64_t value, void *old)
+/* The page and slot byte of an object that may be freed. */
+static inline bool freeable(struct pv_store *s, void *old, const struct pvi_page **page, uint8_t **byte)
 {
-	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(word, value)};
-
-	(void) old;
-	return publish_any(s, actions, 2);
+	return pvi_heap_slot(s, old, page, byte) && **byte == PV_SLOT_LIVE;
 }
 
-static __attribute__((noinline)) int replace_any(struct pv_store *s, void *object, void *word,
-						 uint64_t value, void *old)
+/* Where the object is in its magazine if it was the last one reserved, else NULL. What is there is true if a word
+ * is known, see pvi_thread. */
+static inline struct pvi_held *lent(const struct pvi_magazine *lender, const void *object)
 {
-	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(word, value), PV_FREE(old)};
+	struct pvi_held *held = lender->top;
 
-	return publish_any(s, actions, 3);
+	return pvi_likely(object == held->object && *held->byte == PV_SLOT_RESERVED) ? held : NULL;
 }
 
-static __attribute__((noinline)) int unlink_any(struct pv_store *s, void *object, void *word,
-						uint64_t value, void *old)
+/* What an intent consists of, beside the word. */
+enum {
+	LINKS = 1, /* an object becomes live */
+	FREES = 2, /* one is freed */
+	SAME = 4,  /* the word gets the object's address */
+};
+
+static inline __attribute__((always_inline)) void do_link(struct pvi_thread *t, unsigned int what, void *object,
+							   uint8_t *made, void *word, uint64_t value, void *old,
+							   uint8_t *gone)
 {
-	struct pv_action actions[] = {PV_STORE(word, value), PV_FREE(old)};
+	struct link_rec *link = &t->lane->link;
+	uint64_t *commit = what & SAME ? &link->word_object : &link->word_value;
 
-	(void) object;
-	return publish_any(s, actions, 2);
-}
-
-static inline __attribute__((always_inline)) int
-publish_fast(struct pv_store *s, void *object, void *word, uint64_t value, void *old, unsigned int what,
-	     long_way *any)
-{
-	const bool links = what & LINKS, frees = what & FREES;
-	const struct pvi_page *page = NULL, *page_made;
-	uint8_t *gone = NULL, *made = NULL;
-	struct link_rec *link;
-	struct pvi_thread *t;
-	uint64_t *commit;
-
-	/* The next reserve hands out the slot that is freed here, and its owner fills it: that miss
-	 * would stall the stores behind it. (replace-16-1024: 13.2 -> 19.4 million a second.) */
-	if (frees)
-		__builtin_prefetch(old, 1);
-	if (frees && check_no_root(s, old))
-		return -EINVAL;
-	if (pvi_unlikely(pvi_tls_last.serial != s->serial))
-		return any(s, object, word, value, old);
-	if (frees && pvi_unlikely(!pvi_heap_slot(s, old, &page, &gone) || *gone != PV_SLOT_LIVE))
-		return any(s, object, word, value, old);
-	t = pvi_tls_last.thread;
-	if (!(what & OTHER) && pvi_unlikely(!word_known(t, word)))
-		return any(s, object, word, value, old);
-	if (links && !(what & OTHER)) {
-		const struct pvi_held *last = pvi_load(&t->last);
-
-		made = last->byte;
-		if (pvi_unlikely(object != last->object))
-			return any(s, object, word, value, old);
-	}
-	if (what & OTHER && (!word_found(s, t, word) ||
-			     (links && !pvi_heap_slot(s, object, &page_made, &made))))
-		return any(s, object, word, value, old);
-	if (links && pvi_unlikely(*made != PV_SLOT_RESERVED))
-		return any(s, object, word, value, old);
-	link = &t->lane->link;
-	link->object = (uintptr_t) object;
-	link->old = (uintptr_t) old;
+	/* Atomic, so that the compiler does not make one store of 16 bytes of the two, with more instructions. */
+	__atomic_store_n(&link->object, (uintptr_t) object, __ATOMIC_RELAXED);
+	__atomic_store_n(&link->old, (uintptr_t) old, __ATOMIC_RELAXED);
 	if (!(what & SAME))
 		link->value = value;
-	commit = what & SAME ? &link->word_object : &link->word_value;
 	pvi_lane_link_begin(commit, word);
-	if (links)
+	if (what & LINKS)
 		__atomic_store_n(made, PV_SLOT_LIVE, __ATOMIC_RELEASE);
 	__atomic_store_n((uint64_t *) word, value, __ATOMIC_RELEASE);
-	if (frees)
+	if (what & FREES)
 		__atomic_store_n(gone, PV_SLOT_HELD, __ATOMIC_RELEASE);
 	pvi_lane_link_end(commit);
-	if (!frees)
-		return 0;
-	return pvi_heap_keep(s, t, page->bin, (struct pvi_held){old, gone});
 }
 
-/* For a word and an object of which less is known. */
+/* Any word, any object. */
 
-static __attribute__((noinline)) int link_other(struct pv_store *s, void *object, void *word,
-						uint64_t value, void *old)
+static __attribute__((noinline)) int link_other(struct pv_store *s, void *object, void *word, uint64_t value)
 {
-	return publish_fast(s, object, word, value, NULL, LINKS | OTHER, link_any);
+	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(word, value)};
+	struct pvi_thread *t = pvi_thread_find(s);
+	const struct pvi_page *page;
+	uint8_t *made;
+
+	if (!t || !word_found(s, t, word) || !pvi_heap_slot(s, object, &page, &made) ||
+	    *made != PV_SLOT_RESERVED)
+		return publish_any(s, actions, 2);
+	do_link(t, LINKS, object, made, word, value, NULL, NULL);
+	return 0;
 }
 
 static __attribute__((noinline)) int replace_other(struct pv_store *s, void *object, void *word,
 						   uint64_t value, void *old)
 {
-	return publish_fast(s, object, word, value, old, LINKS | FREES | OTHER, replace_any);
+	struct pv_action actions[] = {PV_LIVE(object), PV_STORE(word, value), PV_FREE(old)};
+	struct pvi_thread *t = pvi_thread_find(s);
+	const struct pvi_page *page_made, *page;
+	uint8_t *made, *gone;
+
+	if (!t || check_no_root(s, old) || !word_found(s, t, word) ||
+	    !pvi_heap_slot(s, object, &page_made, &made) || *made != PV_SLOT_RESERVED ||
+	    !freeable(s, old, &page, &gone))
+		return publish_any(s, actions, 3);
+	do_link(t, LINKS | FREES, object, made, word, value, old, gone);
+	return pvi_heap_keep(s, t, page->bin, (struct pvi_held){old, gone});
 }
 
-static __attribute__((noinline)) int unlink_other(struct pv_store *s, void *object, void *word,
-						  uint64_t value, void *old)
+static __attribute__((noinline)) int unlink_other(struct pv_store *s, void *word, uint64_t value, void *old)
 {
-	return publish_fast(s, NULL, word, value, old, FREES | OTHER, unlink_any);
+	struct pv_action actions[] = {PV_STORE(word, value), PV_FREE(old)};
+	struct pvi_thread *t = pvi_thread_find(s);
+	const struct pvi_page *page;
+	uint8_t *gone;
+
+	if (!t || check_no_root(s, old) || !word_found(s, t, word) || !freeable(s, old, &page, &gone))
+		return publish_any(s, actions, 2);
+	do_link(t, FREES, NULL, NULL, word, value, old, gone);
+	return pvi_heap_keep(s, t, page->bin, (struct pvi_held){old, gone});
 }
+
+/* The last object reserved, and a word of the segment where the last one was. */
 
 int pv_link(struct pv_store *s, void *object, void *word)
 {
-	return publish_fast(s, object, word, (uintptr_t) object, NULL, LINKS | SAME, link_other);
+	struct pvi_thread *t = pvi_tls_last;
+	struct pvi_held *held;
+
+	if (pvi_unlikely(pvi_load(&t->store) != s || !word_known(t, word)))
+		return link_other(s, object, word, (uintptr_t) object);
+	held = lent(t->lender, object);
+	if (pvi_unlikely(!held))
+		return link_other(s, object, word, (uintptr_t) object);
+	do_link(t, LINKS | SAME, object, held->byte, word, (uintptr_t) object, NULL, NULL);
+	pvi_thread_settle(t);
+	return 0;
+}
+
+/* The old object is not of the same type and size as the last one reserved, which is the new one, or of a size whose
+ * slot byte takes the page's descriptor to find. Inline, as what is in registers by then would have to be moved. */
+static inline __attribute__((always_inline)) int replace_across(struct pv_store *s, struct pvi_thread *t,
+								struct pvi_held *held, void *object, void *word,
+								void *old, const struct pvi_page *page)
+{
+	uint8_t *gone;
+
+	if (pvi_unlikely(!pvi_heap_slot_in(page, old, &gone) || *gone != PV_SLOT_LIVE))
+		return replace_other(s, object, word, (uintptr_t) object, old);
+	do_link(t, LINKS | FREES | SAME, object, held->byte, word, (uintptr_t) object, old, gone);
+	__atomic_store_n(&t->lender->top, held - 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&t->lender, &t->none, __ATOMIC_RELAXED);
+	return pvi_heap_keep_settled(s, t, page->bin, (struct pvi_held){old, gone});
 }
 
 int pv_replace(struct pv_store *s, void *object, void *word, void *old)
 {
-	return publish_fast(s, object, word, (uintptr_t) object, old, LINKS | FREES | SAME,
-			    replace_other);
+	struct pvi_thread *t = pvi_tls_last;
+	uint64_t off = (uintptr_t) old - s->base;
+	const struct pvi_page *page;
+	struct pvi_magazine *lender;
+	struct pvi_held *held;
+	uint8_t *gone;
+
+	/* The next reserve hands out the slot that is freed here, and its owner fills it: that miss
+	 * would stall the stores behind it. (replace-16-1024: 13.2 -> 19.4 million a second.) */
+	__builtin_prefetch(old, 1);
+	if (pvi_unlikely(pvi_load(&t->store) != s || check_no_root(s, old) || !word_known(t, word) ||
+			 off >= s->window_bytes))
+		return replace_other(s, object, word, (uintptr_t) object, old);
+	lender = t->lender;
+	held = lent(lender, object);
+	if (pvi_unlikely(!held))
+		return replace_other(s, object, word, (uintptr_t) object, old);
+	page = pvi_heap_page(s, off);
+	if (pvi_acquire(&page->bin) != lender->bin || (uintptr_t) old & lender->start_mask)
+		return replace_across(s, t, held, object, word, old, page);
+	gone = (uint8_t *) pvi_slab_byte_of((uintptr_t) old, lender->byte_shift, s->page_mask);
+	if (pvi_unlikely(*gone != PV_SLOT_LIVE))
+		return replace_other(s, object, word, (uintptr_t) object, old);
+	do_link(t, LINKS | FREES | SAME, object, held->byte, word, (uintptr_t) object, old, gone);
+	__atomic_store_n(&t->lender, &t->none, __ATOMIC_RELAXED);
+	held->object = old;
+	held->byte = gone;
+	return 0;
 }
 
 int pv_unlink(struct pv_store *s, void *word, uint64_t value, void *old)
 {
-	return publish_fast(s, NULL, word, value, old, FREES, unlink_other);
+	struct pvi_thread *t = pvi_tls_last;
+	const struct pvi_page *page;
+	uint8_t *gone;
+
+	__builtin_prefetch(old, 1);
+	if (pvi_unlikely(pvi_load(&t->store) != s || check_no_root(s, old) ||
+			 !freeable(s, old, &page, &gone) || !word_known(t, word)))
+		return unlink_other(s, word, value, old);
+	do_link(t, FREES, NULL, NULL, word, value, old, gone);
+	return pvi_heap_keep(s, t, page->bin, (struct pvi_held){old, gone});
 }
 
 int pv_publish(struct pv_store *s, const struct pv_action *a, unsigned int n)
 {
 	if (n == 3 && a[0].op == PV_ACTION_LIVE && a[1].op == PV_ACTION_STORE &&
 	    a[2].op == PV_ACTION_FREE)
-		return publish_fast(s, a[0].target, a[1].target, a[1].value, a[2].target,
-				    LINKS | FREES, replace_other);
+		return replace_other(s, a[0].target, a[1].target, a[1].value, a[2].target);
 	if (n == 2 && a[0].op == PV_ACTION_LIVE && a[1].op == PV_ACTION_STORE)
-		return publish_fast(s, a[0].target, a[1].target, a[1].value, NULL, LINKS, link_other);
+		return link_other(s, a[0].target, a[1].target, a[1].value);
 	if (n == 2 && a[0].op == PV_ACTION_STORE && a[1].op == PV_ACTION_FREE)
-		return publish_fast(s, NULL, a[0].target, a[0].value, a[1].target, FREES, unlink_other);
+		return unlink_other(s, a[0].target, a[0].value, a[1].target);
 	return publish_any(s, a, n);
 }
 

@@ -135,8 +135,7 @@ bool pvi_seal_freeze(struct pv_store *s, uint32_t number)
 			pvi_slab_close(s, seg, i);
 		if (seg->slabs[i].state == PVI_SLAB_CLOSED)
 			seg->slabs[i].state = PVI_SLAB_NONE;
-		__atomic_store_n(&pvi_store_page(s, seg->off)[i].slab, NULL, __ATOMIC_RELAXED);
-		pvi_store_page(s, seg->off)[i].grid_units = 0;
+		pvi_slab_undescribe(&pvi_store_page(s, seg->off)[i]);
 	}
 	seg->sealed = true;
 	pvi_thread_forget(s);

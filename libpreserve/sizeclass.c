@@ -6,7 +6,8 @@
  *
  * A slab is a grid of slots from its first byte on, which aligns slots as their size allows. The
  * slab_rec with the slot bytes covers a few slots of the grid when slots are small (anywhere in it:
- * see pvi_slab_color() for why), and stands behind the last slot when they are large.
+ * see slab_color() for why), and stands behind the last slot when they are large. Where the slot size is a
+ * power of two and small, the slot bytes are apart from the slab_rec, see pvi_slab_byte_of().
  */
 #include <assert.h>
 
@@ -74,6 +75,11 @@ static void init_grid(struct pvi_class *c, uint32_t page, uint32_t npages_min)
 	c->nslots = npages_min * page / c->slot_bytes;
 	c->meta_bytes = (uint32_t) sizeof(struct slab_rec) + c->nslots;
 	c->usable = c->nslots - (c->meta_bytes + c->slot_bytes - 1) / c->slot_bytes;
+	/* The slab_rec lies at a multiple of PV_SLAB_ALIGN, beside the slot bytes at a multiple of their number. */
+	if (!(c->slot_bytes & (c->slot_bytes - 1)) && c->nslots >= PV_SLAB_ALIGN) {
+		c->byte_shift = (uint32_t) __builtin_ctz(c->slot_bytes);
+		c->meta_bytes = (uint32_t) sizeof(struct slab_rec);
+	}
 }
 
 /* It exceeds 2^32 / units by a part of a unit, and so a product by as many of these as there are slots before

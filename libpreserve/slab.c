@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "slotbytes.h"
 
 /* What a refill does to find a cold slab with a free slot before it takes fresh pages: bounds its time
  * after an attach. */
@@ -90,6 +91,28 @@ static uint32_t page_of(const struct pvi_segment *seg, const struct pvi_slab *d)
 
 /* ---- one slab ---- */
 
+/*
+ * Where the slab_rec lies. Slabs are aligned to pages, so if it were always at the same place, the
+ * slot bytes of all slabs would fall into the same few cache sets and evict each other. It wanders
+ * over the grid instead, always onto the start of a slot.
+ */
+static uint32_t slab_color(const struct pvi_class *c, uint64_t slab_off, uint32_t page_shift)
+{
+	uint32_t covered = c->nslots - c->usable, step = 1, places;
+
+	if (c->byte_shift) /* beside the slot bytes */
+		return (uint32_t) (pvi_slab_byte_of(slab_off, c->byte_shift, (1u << page_shift) - 1) - slab_off) ^
+		       c->nslots;
+	if (!c->in_grid)
+		return (c->nslots * c->slot_bytes + PV_SLAB_ALIGN - 1) / PV_SLAB_ALIGN *
+		       PV_SLAB_ALIGN;
+	while (step * c->slot_bytes % PV_SLAB_ALIGN)
+		step *= 2;
+	places = (c->nslots - covered) / step + 1;
+	return (uint32_t) ((slab_off >> page_shift) * 2654435761u >> 7) % places * step *
+	       c->slot_bytes;
+}
+
 bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uint32_t page,
 		    uint64_t rec)
 {
@@ -98,9 +121,10 @@ bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uin
 	const struct slab_rec *slab =
 		(const struct slab_rec *) (const void *) (seg->addr + off + pvi_rec_meta(rec));
 
-	/* The slot bytes must not lie in slots that are handed out. */
-	if (c->in_grid ? pvi_rec_meta(rec) % c->slot_bytes != 0
-		       : pvi_rec_meta(rec) < c->nslots * c->slot_bytes)
+	/* Neither it nor the slot bytes may lie in slots that are handed out. */
+	if (c->byte_shift  ? pvi_rec_meta(rec) != slab_color(c, seg->off + off, s->page_shift)
+	    : c->in_grid ? pvi_rec_meta(rec) % c->slot_bytes != 0
+			   : pvi_rec_meta(rec) < c->nslots * c->slot_bytes)
 		return false;
 	return slab->magic == PV_SLAB_MAGIC && slab->type == pvi_rec_type(rec) &&
 	       slab->type <= s->index.ntypes && slab->slot_bytes == c->slot_bytes &&
@@ -130,29 +154,9 @@ uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, 
 	return pvi_slab_bytes(s, seg, page, entry) + in / c->slot_bytes;
 }
 
-/*
- * Where the slab_rec lies. Slabs are aligned to pages, so if it were always at the same place, the
- * slot bytes of all slabs would fall into the same few cache sets and evict each other. It wanders
- * over the grid instead, always onto the start of a slot.
- */
-static uint32_t slab_color(const struct pvi_class *c, uint64_t slab_off, uint32_t page_shift)
-{
-	uint32_t covered = c->nslots - c->usable, step = 1, places;
-
-	if (!c->in_grid)
-		return (c->nslots * c->slot_bytes + PV_SLAB_ALIGN - 1) / PV_SLAB_ALIGN *
-		       PV_SLAB_ALIGN;
-	while (step * c->slot_bytes % PV_SLAB_ALIGN)
-		step *= 2;
-	places = (c->nslots - covered) / step + 1;
-	return (uint32_t) ((slab_off >> page_shift) * 2654435761u >> 7) % places * step *
-	       c->slot_bytes;
-}
-
 static bool slot_covered(const struct pvi_class *c, uint32_t meta_off, uint32_t i)
 {
-	return c->in_grid && i >= meta_off / c->slot_bytes &&
-	       i < meta_off / c->slot_bytes + (c->nslots - c->usable);
+	return pvi_slotbytes_covered(c, meta_off, i) & 1;
 }
 
 static void slab_format(const struct pv_store *s, struct pvi_segment *seg, uint32_t page,
@@ -161,7 +165,7 @@ static void slab_format(const struct pv_store *s, struct pvi_segment *seg, uint3
 	const struct pvi_class *c = &s->classes[pvi_rec_class(rec)];
 	uint64_t off = (uint64_t) page << s->page_shift;
 	uint32_t meta_off = pvi_rec_meta(rec);
-	uint8_t *at = seg->addr + off + meta_off, *bytes = at + sizeof(struct slab_rec);
+	uint8_t *at = seg->addr + off + meta_off, *bytes = pvi_slab_bytes(s, seg, page, rec);
 
 	*(struct slab_rec *) (void *) at = (struct slab_rec){
 		.magic = PV_SLAB_MAGIC,
@@ -172,9 +176,8 @@ static void slab_format(const struct pv_store *s, struct pvi_segment *seg, uint3
 		.meta_off = meta_off,
 		.npages = c->npages,
 	};
-	memset(bytes, PV_SLOT_FREE, c->nslots);
-	if (c->in_grid)
-		memset(bytes + meta_off / c->slot_bytes, PV_SLOT_META, c->nslots - c->usable);
+	for (uint32_t i = 0; i < c->nslots; i++)
+		bytes[i] = slot_covered(c, meta_off, i) ? PV_SLOT_META : PV_SLOT_FREE;
 }
 
 /* Let the fast paths find the slots of a slab that is sound and tidy. */
@@ -188,9 +191,18 @@ static void describe_pages(struct pv_store *s, struct pvi_segment *seg, uint32_t
 		p->bytes = pvi_slab_bytes(s, seg, page, rec);
 		__atomic_store_n(&p->reciprocal, c->reciprocal, __ATOMIC_RELAXED);
 		__atomic_store_n(&p->grid_units, c->nslots * pvi_page_units(c->slot_bytes), __ATOMIC_RELAXED);
-		p->bin = pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec));
+		/* pv_replace() goes by the first of these, everybody else by the last. */
+		__atomic_store_n(&p->bin, pvi_bin_number(pvi_rec_type(rec), pvi_rec_class(rec)),
+				 __ATOMIC_RELEASE);
 		__atomic_store_n(&p->slab, (uint8_t *) s->base + off, __ATOMIC_RELEASE);
 	}
+}
+
+void pvi_slab_undescribe(struct pvi_page *p)
+{
+	__atomic_store_n(&p->bin, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&p->slab, NULL, __ATOMIC_RELAXED);
+	__atomic_store_n(&p->grid_units, 0, __ATOMIC_RELAXED);
 }
 
 /* Slots of a page and more get their memory one by one, when they are taken: their slabs are large. */
@@ -264,8 +276,7 @@ static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bi
 	pvi_lane_run(s, t->lane, 1);
 	d->state = PVI_SLAB_NONE;
 	for (uint32_t i = 0; i < c->npages; i++)
-		__atomic_store_n(&pvi_store_page(s, seg->off)[page + i].slab, NULL,
-				 __ATOMIC_RELAXED);
+		pvi_slab_undescribe(&pvi_store_page(s, seg->off)[page + i]);
 	pvi_thread_forget(s);
 	pvi_page_free(s, seg, page, c->npages);
 }
@@ -423,7 +434,7 @@ static int take_slots(struct pv_store *s, struct pvi_bin *bin, struct pvi_slab *
 		if (err)
 			break;
 		__atomic_store_n(&bytes[i], PV_SLOT_HELD, __ATOMIC_RELAXED);
-		m->top[got++] =
+		m->top[++got] =
 			(struct pvi_held){slab + (size_t) i * c->slot_bytes, &bytes[i]};
 		i++;
 	}

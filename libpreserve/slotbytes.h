@@ -31,15 +31,26 @@ static inline uint32_t pvi_slotbytes_below(uint32_t i, uint32_t n)
 	return n <= i ? 0 : n - i >= 8 ? 0xff : (1u << (n - i)) - 1;
 }
 
-/** Bit k: slot i + k lies under the slab_rec at meta_off. */
+/** Bit k: from <= i + k < to. */
+static inline uint32_t pvi_slotbytes_between(uint32_t i, uint32_t from, uint32_t to)
+{
+	return pvi_slotbytes_below(i, to) & ~pvi_slotbytes_below(i, from);
+}
+
+/** Bit k: slot i + k lies under the slab_rec at meta_off, or under slot bytes. */
 static inline uint32_t pvi_slotbytes_covered(const struct pvi_class *c, uint32_t meta_off,
 					     uint32_t i)
 {
-	uint32_t from = meta_off / c->slot_bytes, to = from + (c->nslots - c->usable);
+	uint32_t from = meta_off / c->slot_bytes, bytes_off = meta_off ^ c->nslots, last;
 
-	if (!c->in_grid || i >= to || i + 8 <= from)
+	if (!c->in_grid)
 		return 0;
-	return pvi_slotbytes_below(i, to) & ~pvi_slotbytes_below(i, from);
+	if (!c->byte_shift)
+		return pvi_slotbytes_between(i, from, from + (c->nslots - c->usable));
+	last = (meta_off + (uint32_t) sizeof(struct slab_rec) - 1) / c->slot_bytes;
+	return pvi_slotbytes_between(i, from, last + 1) |
+	       pvi_slotbytes_between(i, bytes_off / c->slot_bytes,
+				     (bytes_off + c->nslots - 1) / c->slot_bytes + 1);
 }
 
 #endif

@@ -277,8 +277,7 @@ static void count_largest(struct pv_store *s, struct stats *st, uint32_t longest
 		type->largest_bytes = st->public.largest_bytes;
 		for (uint32_t c = 0; c < s->nclasses; c++) {
 			uint32_t bin = pvi_bin_number(type->type, c);
-			bool ready = t && bin < t->nbins && 
-				     pvi_magazine_slots(t->magazines[bin]);
+			bool ready = t && bin < t->nbins && pvi_thread_slots(t, bin);
 
 			if ((ready || (classes && classes[c].slabs.free)) &&
 			    s->classes[c].slot_bytes > type->largest_bytes)
@@ -294,7 +293,7 @@ static void count_thread(const struct pv_store *s, const struct pvi_thread *t,
 {
 	*out = (struct pv_stats_thread){.lane = t->lane_number, .self = t == pvi_thread_find(s)};
 	for (uint32_t i = 0; i < t->nbins; i++) {
-		uint32_t n = pvi_magazine_slots(t->magazines[i]);
+		uint32_t n = pvi_thread_slots(t, i);
 
 		out->slots += n;
 		if (n)

@@ -130,13 +130,20 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 
 static size_t pages_bytes(const struct pv_store *s)
 {
-	return (s->window_bytes >> s->page_shift) * sizeof(*s->pages);
+	uint64_t n = s->window_bytes >> s->page_shift;
+
+	while (n & (n - 1))
+		n += n & -n;
+	return n * sizeof(*s->pages);
 }
 
 int pvi_store_geometry(struct pv_store *s)
 {
 	s->granule_shift = (uint32_t) __builtin_ctzll(s->index.granule_bytes);
 	s->page_shift = (uint32_t) __builtin_ctzll(s->index.page_bytes);
+	s->page_mask = (1u << s->page_shift) - 1;
+	s->page_desc_shift = s->page_shift - (uint32_t) __builtin_ctz(sizeof(*s->pages));
+	s->page_desc_mask = pages_bytes(s) - sizeof(*s->pages);
 	s->nlanes = s->index.nlanes;
 	pvi_class_init(s);
 	s->segment_of = calloc(s->window_bytes >> s->granule_shift, sizeof(*s->segment_of));
@@ -158,8 +165,7 @@ int pvi_store_geometry(struct pv_store *s)
 static void teardown(struct pv_store *s)
 {
 	pvi_retire_close(s);
-	if (s->serial)
-		pvi_thread_store_close(s);
+	pvi_thread_store_close(s);
 	for (uint32_t i = 0; i < s->nsegments; i++) {
 		close(s->segments[i].fd);
 		pvi_page_unload(&s->segments[i]);

@@ -4,8 +4,9 @@
  * when the thread ends, so that thousands of threads over a store's life share a few lanes.
  *
  * A thread finds its state through a small thread-local table indexed by the store's slot in the
- * process; an entry is valid if its serial is the store's, so that a closed store's entries need no
- * visit. stores_lock protects the table of open stores against a thread that ends meanwhile.
+ * process. The state is the thread's until it ends: when the store is closed, it only becomes no store's, so that
+ * a look at whose it is is all that a fast path needs. stores_lock protects that, and the table of open stores,
+ * against a thread that ends meanwhile.
  */
 #include <errno.h>
 #include <sched.h>
@@ -14,20 +15,23 @@
 
 #include "internal.h"
 
-_Thread_local struct pvi_tls_entry pvi_tls[PVI_STORES_MAX];
-_Thread_local struct pvi_tls_entry pvi_tls_last;
+static struct pvi_thread no_thread;
 
-/* Empty and full. Never written. */
-static struct pvi_magazine no_magazine = {.top = no_magazine.slots, .end = no_magazine.slots};
+_Thread_local struct pvi_thread *pvi_tls[PVI_STORES_MAX];
+_Thread_local struct pvi_thread *pvi_tls_last = &no_thread;
 
-static struct pvi_row no_row = {.magazines = {[0 ... PVI_CLASS_TABLE - 1] = &no_magazine}};
-
+/* No object, whatever address a caller passes: its byte says so. Never written, as the next. */
 static uint8_t no_byte;
-const struct pvi_held pvi_thread_no_slot = {&no_byte, &no_byte};
+static struct pvi_held no_slot = {NULL, &no_byte};
+
+/* Empty and full. */
+#define NO_MAGAZINE {.top = &no_slot, .end = &no_slot, .slots = &no_slot, .start_mask = UINT64_MAX}
+static struct pvi_magazine no_magazine = NO_MAGAZINE;
+
+static struct pvi_row no_row = {.magazines = {[0 ... PVI_ROW_TABLE - 1] = &no_magazine}};
 
 static pthread_mutex_t stores_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pv_store *stores[PVI_STORES_MAX];
-static uint64_t last_serial;
 static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
 static int exit_key_err;
@@ -64,7 +68,7 @@ static void thread_leave(struct pv_store *s, struct pvi_thread *t)
 	*link = t->next;
 }
 
-static void thread_free(struct pvi_thread *t)
+static void free_parts(struct pvi_thread *t)
 {
 	for (uint32_t i = 0; i < t->nbins; i++)
 		if (t->magazines[i] != &no_magazine)
@@ -75,21 +79,25 @@ static void thread_free(struct pvi_thread *t)
 	free(t->magazines);
 	free(t->rows);
 	free(t->tx.actions);
-	free(t);
 }
 
 static void thread_exit(void *unused)
 {
 	pthread_mutex_lock(&stores_lock);
 	for (uint32_t i = 0; i < PVI_STORES_MAX; i++) {
-		struct pv_store *s = stores[i];
+		struct pvi_thread *t = pvi_tls[i];
 
-		if (!s || pvi_tls[i].serial != s->serial)
+		if (!t)
 			continue;
-		pvi_tx_leave(s, pvi_tls[i].thread);
-		pvi_thread_unmake(s, pvi_tls[i].thread);
-		pvi_tls[i].serial = pvi_tls_last.serial = 0;
+		if (t->store) {
+			pvi_tx_leave(t->store, t);
+			pvi_thread_unmake(t->store, t);
+		} else {
+			free(t);
+		}
+		pvi_tls[i] = NULL;
 	}
+	pvi_tls_last = &no_thread;
 	pthread_mutex_unlock(&stores_lock);
 }
 
@@ -109,7 +117,6 @@ int pvi_thread_store_open(struct pv_store *s)
 			continue;
 		stores[i] = s;
 		s->slot = i;
-		s->serial = ++last_serial;
 		pthread_mutex_unlock(&stores_lock);
 		return 0;
 	}
@@ -120,12 +127,17 @@ int pvi_thread_store_open(struct pv_store *s)
 void pvi_thread_store_close(struct pv_store *s)
 {
 	pthread_mutex_lock(&stores_lock);
-	stores[s->slot] = NULL;
+	if (stores[s->slot] == s)
+		stores[s->slot] = NULL;
 	while (s->threads) {
 		struct pvi_thread *t = s->threads;
 
 		s->threads = t->next;
-		thread_free(t);
+		free_parts(t);
+		if (t->found)
+			__atomic_store_n(&t->store, NULL, __ATOMIC_RELAXED);
+		else
+			free(t);
 	}
 	pthread_mutex_unlock(&stores_lock);
 }
@@ -166,10 +178,8 @@ static int take_lane(struct pv_store *s, uint32_t *number)
 
 void pvi_thread_forget(struct pv_store *s)
 {
-	for (struct pvi_thread *t = s->threads; t; t = t->next) {
-		__atomic_store_n(&t->last, &pvi_thread_no_slot, __ATOMIC_RELAXED);
+	for (struct pvi_thread *t = s->threads; t; t = t->next)
 		__atomic_store_n(&t->nwords, 0, __ATOMIC_RELAXED);
-	}
 }
 
 int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
@@ -186,8 +196,10 @@ int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 		free(t);
 		return err;
 	}
+	t->none = (struct pvi_magazine)NO_MAGAZINE;
+	t->lender = &t->none;
+	t->store = s;
 	t->lane = &s->lanes[t->lane_number];
-	t->last = &pvi_thread_no_slot;
 	t->next = s->threads;
 	s->threads = t;
 	pthread_mutex_unlock(&s->heap_lock);
@@ -200,7 +212,8 @@ void pvi_thread_unmake(struct pv_store *s, struct pvi_thread *t)
 	pthread_mutex_lock(&s->heap_lock);
 	thread_leave(s, t);
 	pthread_mutex_unlock(&s->heap_lock);
-	thread_free(t);
+	free_parts(t);
+	free(t);
 }
 
 int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
@@ -213,10 +226,17 @@ int pvi_thread_enter(struct pv_store *s, struct pvi_thread **out)
 	err = pthread_setspecific(exit_key, &exit_key);
 	if (err)
 		return pvi_fail(err, "pthread_setspecific: %s", strerror(err));
+	/* There may be the one of an earlier store in the same slot. */
+	if (pvi_tls_last == pvi_tls[s->slot])
+		pvi_tls_last = &no_thread;
+	free(pvi_tls[s->slot]);
+	pvi_tls[s->slot] = NULL;
 	err = pvi_thread_make(s, out);
-	if (!err)
-		pvi_tls[s->slot] = (struct pvi_tls_entry){.serial = s->serial, .thread = *out};
-	return err;
+	if (err)
+		return err;
+	(*out)->found = true;
+	pvi_tls[s->slot] = *out;
+	return 0;
 }
 
 /* Under heap_lock whoever wants to know (stats.c) may follow a thread's list of magazines: it is changed
@@ -270,6 +290,28 @@ static uint32_t first_refill(uint32_t slot_bytes)
 	return n < 1 ? 1 : n > PVI_FIRST_REFILL ? PVI_FIRST_REFILL : n;
 }
 
+static struct pvi_magazine *magazine_new(uint32_t limit)
+{
+	/* A batch may be more than it is to hold. */
+	uint32_t most = limit > PVI_BATCH_SLOTS ? limit : PVI_BATCH_SLOTS;
+	struct pvi_magazine *m = lines_alloc(sizeof(*m) + (1 + most) * sizeof(m->slots[0]));
+
+	if (!m)
+		return NULL;
+	m->slots = m->top = (struct pvi_held *) (void *) (m + 1);
+	m->end = m->slots + limit;
+	m->slots[0] = no_slot;
+	return m;
+}
+
+/* Which sizes need no more than this magazine: those of which it is known that they are not too small. */
+static void enter_row(const struct pv_store *s, const struct pvi_magazine *m, struct pvi_row *row, uint32_t class)
+{
+	for (uint32_t i = 1; i < PVI_ROW_TABLE; i++)
+		if (s->class_of[(i + 1) / 2] == class && 8 * i - 7 >= m->min_bytes && !m->flexible)
+			row->magazines[i] = (struct pvi_magazine *) m;
+}
+
 struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *t, uint32_t type,
 					 uint32_t class)
 {
@@ -288,26 +330,21 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		pthread_mutex_lock(&s->heap_lock);
 		depot = pvi_slab_depot(s, type, class);
 		pthread_mutex_unlock(&s->heap_lock);
-		m = depot ? lines_alloc(sizeof(*m)) : NULL;
+		m = depot ? magazine_new(s->classes[class].magazine) : NULL;
 		if (!m)
 			return NULL;
-		m->top = m->slots;
-		m->end = m->slots + s->classes[class].magazine;
 		m->want = first_refill(s->classes[class].slot_bytes);
+		m->bin = bin;
+		m->byte_shift = s->classes[class].byte_shift;
+		m->start_mask = m->byte_shift ? s->classes[class].slot_bytes - 1 : UINT64_MAX;
 		m->min_bytes = s->index.types[type].bytes;
-		m->flex_bytes = UINT64_MAX;
-		if (s->index.types[type].flexible) {
-			m->flex_bytes = m->min_bytes;
-			m->min_bytes = UINT64_MAX;
-		}
+		m->flexible = s->index.types[type].flexible;
 		m->depot = depot;
 		m->shard = pvi_thread_shard(t);
 		pthread_mutex_lock(&s->heap_lock);
 		t->magazines[bin] = m;
 		pthread_mutex_unlock(&s->heap_lock);
-		for (uint32_t i = 0; i < PVI_CLASS_TABLE; i++)
-			if (s->class_of[i] == class)
-				row->magazines[i] = m;
+		enter_row(s, m, row, class);
 	}
 	return m;
 }

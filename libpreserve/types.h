@@ -60,6 +60,7 @@
 #define PVI_FIRST_REFILL   8u
 #define PVI_FIRST_REFILL_BYTES 2048u
 #define PVI_CLASS_TABLE	   257u
+#define PVI_ROW_TABLE	   513u
 #define PVI_NO_CLASS	   127u /* no bin has it */
 
 #define pvi_likely(x)	__builtin_expect(!!(x), 1)
@@ -74,7 +75,7 @@ struct pvi_page {
 	uint8_t *bytes;	     /* first slot byte */
 	uint64_t grid_units; /* of all slots, see pvi_page_slot() */
 	uint32_t reciprocal;
-	uint32_t bin; /* pvi_bin_number() of type and class */
+	uint32_t bin; /* pvi_bin_number() of type and class; 0 where there is no slab. Atomic */
 };
 
 /** What a size class means in a store with pages of a given size. */
@@ -84,8 +85,10 @@ struct pvi_class {
 	uint32_t nslots;     /* in the grid */
 	uint32_t usable;     /* of those, not under the slab_rec */
 	uint32_t npages;
-	uint32_t meta_bytes; /* slab_rec and slot bytes */
-	bool in_grid;	     /* the slab_rec takes the place of slots; else it stands behind them */
+	uint32_t meta_bytes; /* the slab_rec, and the slot bytes if they stand behind it */
+	bool in_grid;	     /* they take the place of slots; else they stand behind them */
+	uint32_t byte_shift; /* log2 of slot_bytes if an object's address says where its slot byte is, see
+				pvi_slab_byte_of(); else 0 */
 	uint16_t magazine;   /* slots that a thread may hold */
 };
 
@@ -177,23 +180,25 @@ struct pvi_held {
 
 /** Slots that a thread has ready: HELD in the arena. */
 struct pvi_magazine {
-	/* Behind the last slot that is ready; where it is full. Between the two stands what was there
-	 * before. Pointers, because the fast paths then need no arithmetic. */
+	/* The last slot that is ready, slots[0] if there is none; what it is when there is room for no more.
+	 * Pointers, because the fast paths then need no arithmetic. */
 	struct pvi_held *top;
 	struct pvi_held *end;
-	uint64_t min_bytes; /* what the type is at least, which may be less than the class; UINT64_MAX: ask
-			       flex_bytes */
-	uint64_t flex_bytes; /* the same of a type with flexible arrays, whose slack is to be zero; of
-				others UINT64_MAX */
+	uint64_t start_mask; /* slot_bytes - 1 if the class has a byte_shift, else all ones */
+	uint32_t byte_shift;
+	uint32_t bin;	    /* pvi_bin_number() of type and class */
 	uint32_t want;	    /* how many slots the next refill from slabs takes: more each time */
 	uint32_t shard;	    /* of the depot, this thread's */
+	bool flexible;	    /* the type has flexible arrays, so that what is asked for, up to the class, matters */
+	uint64_t min_bytes; /* what the type is at least, which may be less than the class */
 	struct pvi_depot *depot;
-	struct pvi_held slots[PVI_MAGAZINE_SLOTS];
+	struct pvi_held *slots; /* allocated with it. The first is pvi_no_slot, the others may be anything above `top` */
 };
 
-/** A type's magazines by size, in units of 16 bytes, rounded up. */
+/** A type's magazines by size, in units of 8 bytes, rounded up: those which may be taken from without another
+ *  look at the size. */
 struct pvi_row {
-	struct pvi_magazine *magazines[PVI_CLASS_TABLE];
+	struct pvi_magazine *magazines[PVI_ROW_TABLE];
 };
 
 /** An object as its address says it: a slot, or an extent. */
@@ -227,6 +232,8 @@ struct pvi_tx {
 
 /** What a thread holds of a store. */
 struct pvi_thread {
+	struct pvi_magazine none; /* has nothing; first, so that its address is the thread's */
+	struct pv_store *store;	  /* NULL: it was closed, and all that follows was freed. Atomic */
 	struct lane_rec *lane;
 	/* By pvi_bin_number(). Where there is none yet, a magazine that is both empty and full, so
 	 * that the fast paths need not ask. */
@@ -234,14 +241,17 @@ struct pvi_thread {
 	struct pvi_row **rows; /* the same by type and size */
 	uint32_t nbins;
 	uint32_t nrows;
-	/* What the last calls found out, until a slab or a segment goes (pvi_thread_forget()): the last
-	 * object reserved, and addresses in which words may be stored to. Atomic. */
-	const struct pvi_held *last; /* where it was in its magazine; none: &pvi_thread_no_slot */
+	/* The magazine whose last slot was handed out but stands there yet, or `none`: whoever publishes it and frees
+	 * another one, mostly of the same type and size, writes that in its place. See pvi_thread_settle(). */
+	struct pvi_magazine *lender;
+	/* Addresses in which words may be stored to, until a slab or a segment goes (pvi_thread_forget()). As long
+	 * as there are any, what the lender's last slot says is true. Atomic. */
 	uintptr_t words;
 	uint64_t nwords;
 	struct pvi_tx tx;
 	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	uint32_t lane_number;
+	bool found; /* by a thread, which frees it when it ends; else the store's close does */
 };
 
 struct pvi_field;
@@ -341,7 +351,10 @@ struct pv_store {
 	uint32_t page_shift;
 	_Atomic(struct pvi_segment *) *segment_of; /* by granule */
 	struct pvi_page *pages;			   /* by page of the window; mapped, mostly untouched */
-	uint64_t serial;   /* tells this handle from an earlier one in the same slot */
+	/* For the fast paths: from an offset to where its page's descriptor is in `pages`. */
+	uint64_t page_desc_mask;
+	uint32_t page_desc_shift;
+	uint32_t page_mask;
 	uint32_t slot;	   /* of the process's table of stores */
 	uint32_t nclasses; /* larger objects are extents */
 	bool readonly;

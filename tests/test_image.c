@@ -86,6 +86,16 @@ static void page_map_bits(void **state)
 	image_end(&im);
 }
 
+/* Where the slot bytes of the slab with this header are in its memfd. */
+static size_t slot_bytes_at(const struct slab_rec *slab, size_t slab_at)
+{
+	uint32_t shift = (uint32_t)__builtin_ctz(slab->slot_bytes);
+
+	if (slab->slot_bytes != 1u << shift || slab->nslots < 64)
+		return slab_at + slab->meta_off + sizeof(*slab);
+	return slab_at + (pvi_slab_byte_of(slab->slab_off, shift, 4095) - slab->slab_off);
+}
+
 /* Whatever page is lost to damage, a store that is filled up says that it is full, and goes on. */
 static void damaged_and_filled_up(void **state)
 {
@@ -105,7 +115,8 @@ static void damaged_and_filled_up(void **state)
 				continue;
 			/* The header of the slab, and a slot byte that becomes none. */
 			image_flip(&im, token, 8 * slab);
-			image_flip(&im, token, 8 * (slab + sizeof(struct slab_rec)) + 6);
+			image_flip(&im, token,
+				   8 * slot_bytes_at((const void *)(im.pristine[token] + slab), 4096 * page) + 6);
 		}
 	}
 	image_end(&im);
@@ -130,7 +141,7 @@ static void slab_bits(void **state)
 			image_flip_all(&im, token, at, sizeof(*slab), REPORTED);
 			/* Of the states some bits make another valid one; the rest is noticed. */
 			for (uint32_t i = 0; i < slab->nslots; i++) {
-				size_t byte = at + sizeof(*slab) + i;
+				size_t byte = slot_bytes_at(slab, 4096 * page) + i;
 
 				if (i > 40 && im.pristine[token][byte] == PV_SLOT_FREE)
 					continue; /* more of the same */

@@ -656,8 +656,8 @@ static void thread_caches(void **state)
 		while (t->lane_number != st->threads[i].lane)
 			t = t->next;
 		for (uint32_t b = 0; b < t->nbins; b++) {
-			want += pvi_magazine_slots(t->magazines[b]);
-			for (uint32_t n = 0; n < pvi_magazine_slots(t->magazines[b]); n++)
+			want += pvi_thread_slots(t, b);
+			for (uint32_t n = 0; n < pvi_thread_slots(t, b); n++)
 				bytes += s->classes[b & ((1u << PV_PAGE_CLASS_BITS) - 1)].slot_bytes;
 		}
 		assert_int_equal(st->threads[i].slots, want);

@@ -46,17 +46,17 @@ MUTANTS = {
         '	pvi_lane_link_begin(commit, word);\n', '')]),
     # The straight line's intent is valid before it is whole; is void before it is done.
     'link-valid-early': ('publish.c', 'heap', 'publish', [(
-        '	link->object = (uintptr_t) object;\n	link->old', '	link->old'), (
+        '	__atomic_store_n(&link->object, (uintptr_t) object, __ATOMIC_RELAXED);\n', ''), (
         '	pvi_lane_link_begin(commit, word);\n', '''	pvi_lane_link_begin(commit, word);
 	__atomic_store_n(&link->object, (uintptr_t) object, __ATOMIC_RELAXED);
 	pvi_barrier();
 ''')]),
     'link-ends-early': ('publish.c', 'heap', 'publish', [(
-        '''	if (frees)
+        '''	if (what & FREES)
 		__atomic_store_n(gone, PV_SLOT_HELD, __ATOMIC_RELEASE);
 	pvi_lane_link_end(commit);
 ''', '''	pvi_lane_link_end(commit);
-	if (frees)
+	if (what & FREES)
 		__atomic_store_n(gone, PV_SLOT_HELD, __ATOMIC_RELEASE);
 ''')]),
     # An object that was never linked stays live; only a crash between its slot byte and the word shows it.
@@ -232,7 +232,7 @@ static int grow(''')]),
         '	s->lane_uses[i].taken = true;\n', '')]),
     # A thread that ends does not abort its transaction.
     'storm-tx-left-open': ('thread.c', 'storm', '-', [(
-        '		pvi_tx_leave(s, pvi_tls[i].thread);\n', '')]),
+        '			pvi_tx_leave(t->store, t);\n', '')]),
     # What is retired does not wait for readers.
     'storm-no-grace-period': ('retire.c', 'storm', '-', [(
         '			r->flavor->update_call_rcu(&b->head, grace_period_over);\n',

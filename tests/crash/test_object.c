@@ -13,6 +13,7 @@ static const struct crash_op short_ops[] = {
 	{"replace", op_short_replace, SLOT(20, 64), CRASH_ATOMIC, NULL},
 	{"replace by another size", op_short_replace, SLOT(20, 200), CRASH_ATOMIC, NULL},
 	{"replace in a cold slab", op_short_replace, SLOT(1, 64), CRASH_ATOMIC, NULL},
+	{"replace by what was freed", op_short_replace, SLOT(2, 64), CRASH_ATOMIC, NULL},
 	{"unlink in a cold slab", op_short_unlink, 3, CRASH_ATOMIC, NULL},
 	{"unlink", op_short_unlink, 20, CRASH_ATOMIC, NULL},
 	{"link an extent", op_short_link, SLOT(21, 34000), CRASH_ATOMIC, NULL},
