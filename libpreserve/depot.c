@@ -118,7 +118,7 @@ static bool take(const struct pv_store *s, struct pvi_magazine *m, struct pvi_de
 		__atomic_store_n(&d->nslots, d->nslots - b->n, __ATOMIC_RELAXED);
 		for (uint32_t i = 0; i < b->n; i++)
 			m->slots[1 + i] = (struct pvi_held){b->slots[i],
-							pvi_page_byte(s, b->slots[i])};
+							    pvi_page_byte(s, b->slots[i])};
 		__atomic_store_n(&m->top, m->slots + b->n, __ATOMIC_RELAXED);
 		b->next = d->spare;
 		d->spare = b;

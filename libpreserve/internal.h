@@ -565,8 +565,10 @@ static inline uint32_t pvi_magazine_slots(const struct pvi_magazine *m)
 static inline uint32_t pvi_thread_slots(const struct pvi_thread *t, uint32_t bin)
 {
 	const struct pvi_magazine *m = t->magazines[bin];
+	uint32_t n = pvi_magazine_slots(m);
 
-	return pvi_magazine_slots(m) - (__atomic_load_n(&t->lender, __ATOMIC_RELAXED) == m);
+	/* Another thread may have popped it meanwhile. */
+	return n && __atomic_load_n(&t->lender, __ATOMIC_RELAXED) == m ? n - 1 : n;
 }
 
 /** Take the slot that was handed out from its magazine, which then holds what it says. */

@@ -218,7 +218,8 @@ static inline bool word_known(const struct pvi_thread *t, const void *word)
 	return (bytes >> 3 | bytes << 61) < pvi_load(&t->nwords);
 }
 
-/* Is it a word of any? Then words are known afterwards, so what the lender says must be true: nobody is one. */
+/* Is it a word of any? As words are known afterwards, what the lender's last slot says has to be true then: so there
+ * is no lender. */
 static inline bool word_found(struct pv_store *s, struct pvi_thread *t, const void *word)
 {
 	const struct pvi_segment *seg;

@@ -130,11 +130,7 @@ static int take_options(struct pv_options *o, const struct pv_options *opts)
 
 static size_t pages_bytes(const struct pv_store *s)
 {
-	uint64_t n = s->window_bytes >> s->page_shift;
-
-	while (n & (n - 1))
-		n += n & -n;
-	return n * sizeof(*s->pages);
+	return (s->window_bytes >> s->page_shift) * sizeof(*s->pages); /* windows are powers of two */
 }
 
 int pvi_store_geometry(struct pv_store *s)
