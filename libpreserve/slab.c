@@ -154,11 +154,6 @@ uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, 
 	return pvi_slab_bytes(s, seg, page, entry) + in / c->slot_bytes;
 }
 
-static bool slot_covered(const struct pvi_class *c, uint32_t meta_off, uint32_t i)
-{
-	return pvi_slotbytes_covered(c, meta_off, i) & 1;
-}
-
 static void slab_format(const struct pv_store *s, struct pvi_segment *seg, uint32_t page,
 			uint64_t rec)
 {
@@ -176,8 +171,10 @@ static void slab_format(const struct pv_store *s, struct pvi_segment *seg, uint3
 		.meta_off = meta_off,
 		.npages = c->npages,
 	};
-	for (uint32_t i = 0; i < c->nslots; i++)
-		bytes[i] = slot_covered(c, meta_off, i) ? PV_SLOT_META : PV_SLOT_FREE;
+	memset(bytes, PV_SLOT_FREE, c->nslots);
+	for (uint32_t i = 0; c->in_grid && i < c->nslots; i += 8)
+		for (uint32_t rest = pvi_slotbytes_covered(c, meta_off, i); rest; rest &= rest - 1)
+			bytes[i + (uint32_t) __builtin_ctz(rest)] = PV_SLOT_META;
 }
 
 /* Let the fast paths find the slots of a slab that is sound and tidy. */
@@ -285,13 +282,15 @@ static void slab_release(struct pv_store *s, struct pvi_thread *t, struct pvi_bi
  * as it was. Negative if a byte is none that a slab can have. */
 static int slab_tidy(const struct pvi_class *c, uint8_t *bytes, uint32_t meta_off)
 {
+	uint32_t covered = 0;
 	int nfree = 0;
 
 	for (uint32_t i = 0; i < c->nslots; i++) {
 		uint8_t b = bytes[i];
 
-		if (b > PV_SLOT_HELD || slot_covered(c, meta_off, i)) {
-			if (b != PV_SLOT_META || !slot_covered(c, meta_off, i))
+		covered = i % 8 ? covered >> 1 : pvi_slotbytes_covered(c, meta_off, i);
+		if (b > PV_SLOT_HELD || covered & 1) {
+			if (b != PV_SLOT_META || !(covered & 1))
 				return -1;
 			continue;
 		}

@@ -192,7 +192,7 @@ struct pvi_magazine {
 	bool flexible;	    /* the type has flexible arrays, so that what is asked for, up to the class, matters */
 	uint64_t min_bytes; /* what the type is at least, which may be less than the class */
 	struct pvi_depot *depot;
-	struct pvi_held *slots; /* allocated with it. The first is pvi_no_slot, the others may be anything above `top` */
+	struct pvi_held *slots; /* allocated with it. The first is no slot; those above `top` are what was there before */
 };
 
 /** A type's magazines by size, in units of 8 bytes, rounded up: those which may be taken from without another
