@@ -155,15 +155,35 @@ int pvi_heap_extent(struct pv_store *s, pv_type_t type, size_t bytes, uint32_t a
 	return err;
 }
 
-/* The last slot of a magazine that has one. It stays there until it is known what comes in its place. */
-static inline void *hand_out(struct pvi_thread *t, struct pvi_magazine *m, const struct pvi_held *held, void *object)
+/* The last slot of a magazine, if that has any. It stays there until it is known what comes in its place. */
+static inline bool take(struct pvi_thread *t, struct pvi_magazine *m, void **out)
 {
-	uint8_t *byte = __atomic_load_n(&held->byte, __ATOMIC_RELAXED);
+	const struct pvi_held *held = m->top;
+	/* Atomic, so that the compiler does not make one load of 16 bytes of the slot's two words: those
+	 * of one that was freed just now are in the store buffer, as two stores, and a load that wants bytes
+	 * of both waits until they have left it. (replace-64: 40 -> 60 million a second.) */
+	void *object = __atomic_load_n(&held->object, __ATOMIC_RELAXED);
+	uint8_t *byte;
 
+	if (pvi_unlikely(!object))
+		return false;
+	byte = __atomic_load_n(&held->byte, __ATOMIC_RELAXED);
 	pvi_debug_check(__atomic_load_n(byte, __ATOMIC_RELAXED) == PV_SLOT_HELD);
 	__atomic_store_n(byte, PV_SLOT_RESERVED, __ATOMIC_RELAXED);
 	__atomic_store_n(&t->lender, m, __ATOMIC_RELAXED);
-	return object;
+	*out = object;
+	return true;
+}
+
+/* The same for an object of so many bytes of any type. */
+static bool take_any(const struct pv_store *s, struct pvi_thread *t, struct pvi_magazine *m, size_t bytes,
+		     void **out)
+{
+	if (!take(t, m, out))
+		return false;
+	if (m->flexible)
+		pvi_heap_clear(*out, bytes, s->classes[pvi_bin_class(m->bin)].slot_bytes);
+	return true;
 }
 
 /* Can there be such an object? */
@@ -223,9 +243,7 @@ static __attribute__((noinline)) int reserve_slow(struct pv_store *s, pv_type_t 
 		if (err)
 			return err;
 	}
-	*out = hand_out(t, m, m->top, m->top->object);
-	if (m->flexible)
-		pvi_heap_clear(*out, bytes, s->classes[class].slot_bytes);
+	take_any(s, t, m, bytes, out);
 	return 0;
 }
 
@@ -234,40 +252,35 @@ static __attribute__((noinline)) int reserve_other(struct pv_store *s, pv_type_t
 {
 	struct pvi_thread *t = pvi_thread_find(s);
 	struct pvi_magazine *m;
-	uint32_t class;
 
 	if (!t || type >= t->nrows || bytes > 16 * (PVI_CLASS_TABLE - 1))
 		return reserve_slow(s, type, bytes, out);
 	pvi_thread_settle(t);
-	class = s->class_of[(bytes + 15) / 16];
-	m = t->magazines[pvi_bin_number(type, class)];
-	if (!m->top->object || bytes < m->min_bytes)
+	m = t->magazines[pvi_bin_number(type, s->class_of[(bytes + 15) / 16])];
+	if (bytes < m->min_bytes || !take_any(s, t, m, bytes, out))
 		return reserve_slow(s, type, bytes, out);
-	*out = hand_out(t, m, m->top, m->top->object);
-	if (m->flexible)
-		pvi_heap_clear(*out, bytes, s->classes[class].slot_bytes);
 	return 0;
 }
 
 int pv_reserve(struct pv_store *s, pv_type_t type, size_t bytes, void **out)
 {
 	struct pvi_thread *t = pvi_tls_last;
-	const struct pvi_held *held;
 	struct pvi_magazine *m;
-	void *object;
 
-	if (pvi_unlikely(pvi_load(&t->store) != s || t->lender != &t->none || type >= t->nrows ||
-			 bytes > 8 * (PVI_ROW_TABLE - 1)))
+	if (pvi_unlikely(pvi_load(&t->store) != s || t->lender != &t->none))
+		return reserve_other(s, type, bytes, out);
+	/* Mostly it is the same again: two loads less, each of which waits for the one before, and seven instructions.
+	 * (replace-64 with two threads: 125 -> 140 million a second.) */
+	if (pvi_likely(bytes == t->last_bytes && type == t->last_type))
+		return pvi_likely(take(t, t->last, out)) ? 0 : reserve_other(s, type, bytes, out);
+	if (pvi_unlikely(type >= t->nrows || bytes > 8 * (PVI_ROW_TABLE - 1)))
 		return reserve_other(s, type, bytes, out);
 	m = t->rows[type]->magazines[(bytes + 7) / 8];
-	held = m->top;
-	/* Atomic, so that the compiler does not make one load of 16 bytes of the slot's two words: those
-	 * of one that was freed just now are in the store buffer, as two stores, and a load that wants bytes
-	 * of both waits until they have left it. (replace-64: 40 -> 60 million a second.) */
-	object = __atomic_load_n(&held->object, __ATOMIC_RELAXED);
-	if (pvi_unlikely(!object))
+	if (pvi_unlikely(!take(t, m, out)))
 		return reserve_other(s, type, bytes, out);
-	*out = hand_out(t, m, held, object);
+	t->last_bytes = bytes;
+	t->last_type = type;
+	t->last = m;
 	return 0;
 }
 

@@ -396,6 +396,12 @@ bool pvi_slab_sound(const struct pv_store *s, const struct pvi_segment *seg, uin
 uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, uint64_t seg_off,
 		       uint64_t *rec);
 
+/** pvi_slab_byte_of() where object >> shift is known, as far as page_mask goes. */
+static inline uintptr_t pvi_slab_byte(uintptr_t object, uintptr_t shifted, uintptr_t page_mask)
+{
+	return ((shifted ^ object) & page_mask) ^ object;
+}
+
 /**
  * The slot byte of an object of 2^shift bytes whose class has a byte_shift, where a page has page_mask + 1. The bits
  * of the object's address that say which of the page's slots it is become the lowest ones, and those above them, of
@@ -405,7 +411,7 @@ uint8_t *pvi_slab_slot(const struct pv_store *s, const struct pvi_segment *seg, 
  */
 static inline uintptr_t pvi_slab_byte_of(uintptr_t object, uint32_t shift, uintptr_t page_mask)
 {
-	return ((object >> shift ^ object) & page_mask) ^ object;
+	return pvi_slab_byte(object, object >> shift, page_mask);
 }
 
 /** The slot bytes of a slab. */

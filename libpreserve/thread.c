@@ -25,7 +25,7 @@ static uint8_t no_byte;
 static struct pvi_held no_slot = {NULL, &no_byte};
 
 /* Empty and full. */
-#define NO_MAGAZINE {.top = &no_slot, .end = &no_slot, .slots = &no_slot, .start_mask = UINT64_MAX}
+#define NO_MAGAZINE {.top = &no_slot, .end = &no_slot, .slots = &no_slot}
 static struct pvi_magazine no_magazine = NO_MAGAZINE;
 
 static struct pvi_row no_row = {.magazines = {[0 ... PVI_ROW_TABLE - 1] = &no_magazine}};
@@ -198,6 +198,7 @@ int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 	}
 	t->none = (struct pvi_magazine)NO_MAGAZINE;
 	t->lender = &t->none;
+	t->last = &t->none;
 	t->store = s;
 	t->lane = &s->lanes[t->lane_number];
 	t->next = s->threads;
@@ -336,7 +337,7 @@ struct pvi_magazine *pvi_thread_magazine(struct pv_store *s, struct pvi_thread *
 		m->want = first_refill(s->classes[class].slot_bytes);
 		m->bin = bin;
 		m->byte_shift = s->classes[class].byte_shift;
-		m->start_mask = m->byte_shift ? s->classes[class].slot_bytes - 1 : UINT64_MAX;
+		m->window_slots = m->byte_shift ? s->window_bytes >> m->byte_shift : 0;
 		m->min_bytes = s->index.types[type].bytes;
 		m->flexible = s->index.types[type].flexible;
 		m->depot = depot;

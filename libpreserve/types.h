@@ -184,7 +184,7 @@ struct pvi_magazine {
 	 * Pointers, because the fast paths then need no arithmetic. */
 	struct pvi_held *top;
 	struct pvi_held *end;
-	uint64_t start_mask; /* slot_bytes - 1 if the class has a byte_shift, else all ones */
+	uint64_t window_slots; /* how many slots a window has room for, if the class has a byte_shift, else 0 */
 	uint32_t byte_shift;
 	uint32_t bin;	    /* pvi_bin_number() of type and class */
 	uint32_t want;	    /* how many slots the next refill from slabs takes: more each time */
@@ -248,6 +248,10 @@ struct pvi_thread {
 	 * as there are any, what the lender's last slot says is true. Atomic. */
 	uintptr_t words;
 	uint64_t nwords;
+	/* What was reserved last, and the magazine in `rows` that it came from. */
+	uint64_t last_bytes;
+	struct pvi_magazine *last;
+	uint32_t last_type; /* 0: nothing yet, and `last` is `none` */
 	struct pvi_tx tx;
 	struct pvi_thread *next; /* in store->threads, under heap_lock */
 	uint32_t lane_number;

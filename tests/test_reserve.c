@@ -290,6 +290,104 @@ static void extent_where_a_slab_was(void **state)
 	assert_ok(pv_close(s));
 }
 
+/* ---- the object that is replaced ---- */
+
+/* The thread knows the word's pages and has just reserved an object of the class, so that nothing
+ * but a look at the old one says that it is none. */
+static void refuse_old(struct pv_store *s, struct cells *t, pv_type_t type, size_t bytes,
+		       const char *what, void *old)
+{
+	void *p = reserve_ok(s, type, bytes), *was = t->cells[0];
+
+	assert_ok(pv_replace(s, p, &t->cells[0], was));
+	was = p;
+	p = reserve_ok(s, type, bytes);
+	print_message("  %zu bytes, %s\n", bytes, what);
+	assert_fails(pv_replace(s, p, &t->cells[0], old), -EINVAL, "");
+	assert_ptr_equal(t->cells[0], was);
+	assert_ok(pv_cancel(s, p));
+}
+
+/* Freed, by this thread some objects ago. */
+static void *freed(struct pv_store *s, struct cells *t, pv_type_t type, size_t bytes)
+{
+	void *p = publish_ok(s, type, bytes, &t->cells[1]);
+
+	for (int i = 2; i < 4; i++)
+		assert_ptr_not_equal(publish_ok(s, type, bytes, &t->cells[i]), p);
+	for (int i = 1; i < 4; i++)
+		assert_ok(pv_free(s, &t->cells[i]));
+	return p;
+}
+
+static void wrong_old_object(void **state)
+{
+	static const size_t several[] = {16, 32, 48, 64, 128, 256, 512};
+	struct keeper *k = *state, k2;
+	struct pv_store *s = store_create(k, NULL), *s2;
+	struct cells *t = store_cells(s), *t2;
+	pv_type_t type = store_bytes_type(s, "bytes"), type2;
+
+	/* The same objects at the same offsets. */
+	keeper_init(&k2);
+	s2 = store_create(&k2, NULL);
+	t2 = store_cells(s2);
+	type2 = store_bytes_type(s2, "bytes");
+	assert_int_equal(type, type2);
+	for (size_t i = 0; i < sizeof(several) / sizeof(*several); i++) {
+		size_t bytes = several[i];
+		uint8_t *live = publish_ok(s, type, bytes, &t->cells[0]);
+		uint8_t *theirs = publish_ok(s2, type2, bytes, &t2->cells[0]);
+
+		assert_int_equal((uintptr_t)live - s->base, (uintptr_t)theirs - s2->base);
+		live = publish_ok(s, type, bytes, &t->cells[9]); /* the one before is replaced */
+		refuse_old(s, t, type, bytes, "a byte in", live + 1);
+		refuse_old(s, t, type, bytes, "a word in", live + 8);
+		if (bytes > 16)
+			refuse_old(s, t, type, bytes, "sixteen bytes in", live + 16);
+		refuse_old(s, t, type, bytes, "half in", live + bytes / 2);
+		refuse_old(s, t, type, bytes, "of another store", theirs);
+		refuse_old(s, t, type, bytes, "a window farther", live + s->window_bytes);
+		refuse_old(s, t, type, bytes, "a window before", live - s->window_bytes);
+		refuse_old(s, t, type, bytes, "null", NULL);
+		refuse_old(s, t, type, bytes, "freed", freed(s, t, type, bytes));
+		assert_int_equal(pv_usable_bytes(s2, theirs), pv_usable_bytes(s, live));
+		assert_ok(pv_free(s, &t->cells[0]));
+		assert_ok(pv_free(s, &t->cells[9]));
+		assert_ok(pv_free(s2, &t2->cells[0]));
+	}
+	assert_int_equal(store_sound(s).live_objects, 1);
+	assert_int_equal(store_sound(s2).live_objects, 1);
+	assert_ok(pv_close(s));
+	assert_ok(pv_close(s2));
+	keeper_free(&k2);
+}
+
+static void *reserve_nothing(void *arg)
+{
+	struct other *o = arg;
+
+	for (int i = 0; i < 3; i++) { /* the first makes the thread's state, the second finds it */
+		o->err = pv_reserve(o->s, 0, 0, &o->object);
+		if (o->err != -EINVAL)
+			break;
+	}
+	return NULL;
+}
+
+/* A thread's first calls, when nothing was reserved last. */
+static void first_of_no_type(void **state)
+{
+	struct keeper *k = *state;
+	struct other o = {.s = store_create(k, NULL)};
+
+	assert_int_equal(run_other(reserve_nothing, &o), -EINVAL);
+	assert_fails(pv_reserve(o.s, 0, 0, &o.object), -EINVAL, "0 bytes");
+	reserve_ok(o.s, store_bytes_type(o.s, "bytes"), 64);
+	assert_fails(pv_reserve(o.s, 0, 64, &o.object), -EINVAL, "type 0");
+	assert_ok(pv_close(o.s));
+}
+
 /* ---- slot bytes ---- */
 
 static void look_at_slab(const struct pv_store *s, void *object, size_t bytes)
@@ -360,6 +458,8 @@ int main(void)
 		with_keeper(handed_to_another),
 		with_keeper(slab_gone),
 		with_keeper(extent_where_a_slab_was),
+		with_keeper(wrong_old_object),
+		with_keeper(first_of_no_type),
 		with_keeper(slot_bytes_where_addresses_say),
 	};
 
