@@ -366,18 +366,6 @@ int pvi_heap_hold(struct pv_store *s, size_t bytes, void **out)
 	return pvi_heap_extent(s, 1, bytes, 1, out);
 }
 
-bool pvi_heap_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes)
-{
-	const struct pvi_segment *seg = pvi_store_segment(s, off);
-
-	if (!seg || seg->sealed)
-		return false;
-	off -= seg->off;
-	return off >= (uint64_t) seg->first_page << s->page_shift &&
-	       off < (uint64_t) seg->npages << s->page_shift &&
-	       bytes <= ((uint64_t) seg->npages << s->page_shift) - off;
-}
-
 void pv_prefetch(const struct pv_store *s, const void *p)
 {
 	const struct pvi_page *page;

@@ -481,8 +481,6 @@ int pvi_heap_find_live(struct pv_store *s, const void *p, struct pvi_object *o);
 int pvi_heap_word(struct pv_store *s, const void *p);
 /** Hold pages that stay FREE in the page map; pv_cancel() gives them back. */
 int pvi_heap_hold(struct pv_store *s, size_t bytes, void **out);
-/** Is [off, off + bytes) within pages of objects of one segment? */
-bool pvi_heap_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes);
 
 /* ---- retire.c ---- */
 
@@ -515,6 +513,8 @@ int pvi_tx_check(const struct pv_store *s);
 uint64_t pvi_tx_recover(struct pv_store *s);
 /** Does a transaction that is being committed change the page map entry of the page at this offset? */
 bool pvi_tx_covers(const struct pv_store *s, uint64_t off);
+/** A thread that has just got its lane is in no transaction. */
+void pvi_tx_init(struct pvi_thread *t);
 /** The thread ends: abort what it left open. */
 void pvi_tx_leave(struct pv_store *s, struct pvi_thread *t);
 
@@ -715,6 +715,19 @@ static inline struct pvi_segment *pvi_store_segment(const struct pv_store *s, ui
 	if (off >= s->window_bytes)
 		return NULL;
 	return atomic_load_explicit(&s->segment_of[off >> s->granule_shift], memory_order_acquire);
+}
+
+/** Is [off, off + bytes) within pages of objects of one segment? */
+static inline bool pvi_store_range_ok(const struct pv_store *s, uint64_t off, uint64_t bytes)
+{
+	const struct pvi_segment *seg = pvi_store_segment(s, off);
+
+	if (!seg || seg->sealed)
+		return false;
+	off -= seg->off;
+	return off >= (uint64_t) seg->first_page << s->page_shift &&
+	       off < (uint64_t) seg->npages << s->page_shift &&
+	       bytes <= ((uint64_t) seg->npages << s->page_shift) - off;
 }
 
 /** The descriptor of the page that an offset lies in. */

@@ -97,7 +97,7 @@ static int read_tables(struct pvi_move *m)
 
 		if (!n || n > most)
 			return bad_table(i, "has a length out of range");
-		if (off % 8 || !pvi_heap_range_ok(s, off, n * sizeof(*m->recs)) ||
+		if (off % 8 || !pvi_store_range_ok(s, off, n * sizeof(*m->recs)) ||
 		    !pages_free(s, off, n * sizeof(*m->recs)))
 			return bad_table(i, "does not lie in free pages");
 		total += n;

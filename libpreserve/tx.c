@@ -26,6 +26,8 @@
 #include "internal.h"
 
 #define TRAILER_BYTES 8u
+#define COPY_MIN      8u /* what copy_small() copies */
+#define COPY_MAX      64u
 #define ACTION_DROP   0u /* beside LIVE and FREE: an object allocated and freed in the transaction */
 
 static uint64_t padded(uint64_t bytes)
@@ -74,11 +76,55 @@ static int next_chunk(struct pv_store *s, struct pvi_thread *t, uint64_t need)
 	return 0;
 }
 
+typedef uint64_t two_words __attribute__((vector_size(16)));
+
+/* COPY_MIN to COPY_MAX bytes, which do not overlap, without a call: from both ends to the middle. */
+static inline void copy_small(uint8_t *to, const uint8_t *from, uint64_t bytes)
+{
+	two_words a, b, c, d;
+	uint64_t e, f;
+
+	if (bytes < sizeof(a)) {
+		memcpy(&e, from, sizeof(e));
+		memcpy(&f, from + bytes - sizeof(f), sizeof(f));
+		memcpy(to, &e, sizeof(e));
+		memcpy(to + bytes - sizeof(f), &f, sizeof(f));
+		return;
+	}
+	memcpy(&a, from, sizeof(a));
+	memcpy(&b, from + bytes - sizeof(b), sizeof(b));
+	if (bytes > 2 * sizeof(a)) {
+		memcpy(&c, from + sizeof(c), sizeof(c));
+		memcpy(&d, from + bytes - 2 * sizeof(d), sizeof(d));
+		memcpy(to + sizeof(c), &c, sizeof(c));
+		memcpy(to + bytes - 2 * sizeof(d), &d, sizeof(d));
+	}
+	memcpy(to, &a, sizeof(a));
+	memcpy(to + bytes - sizeof(b), &b, sizeof(b));
+}
+
+/* There is room for it in the chunk. `data` may be NULL if there is none. */
+static inline void write_entry(struct pvi_thread *t, uint64_t where, uint64_t value, const void *data,
+			       uint64_t bytes, bool small)
+{
+	uint64_t need = entry_bytes(bytes);
+	uint8_t *at;
+
+	at = t->tx.log + t->tx.end;
+	*(struct tx_entry_rec *) (void *) at = (struct tx_entry_rec){where, value};
+	if (small)
+		copy_small(at + sizeof(struct tx_entry_rec), data, bytes);
+	else if (bytes)
+		memcpy(at + sizeof(struct tx_entry_rec), data, bytes);
+	*(uint64_t *) (void *) (at + need - TRAILER_BYTES) = need;
+	t->tx.end += need;
+	set_word(t->lane, PV_TX_ACTIVE, t->tx.chunk, t->tx.end);
+}
+
 static int append(struct pv_store *s, struct pvi_thread *t, uint64_t where, uint64_t value,
 		  const void *data, uint64_t bytes)
 {
 	uint64_t need = entry_bytes(bytes);
-	uint8_t *at;
 	int err;
 
 	if (t->tx.chunk_max - t->tx.end < need) {
@@ -86,13 +132,7 @@ static int append(struct pv_store *s, struct pvi_thread *t, uint64_t where, uint
 		if (err)
 			return err;
 	}
-	at = t->tx.log + t->tx.end;
-	*(struct tx_entry_rec *) (void *) at = (struct tx_entry_rec){where, value};
-	if (bytes)
-		memcpy(at + sizeof(struct tx_entry_rec), data, bytes);
-	*(uint64_t *) (void *) (at + need - TRAILER_BYTES) = need;
-	t->tx.end += need;
-	set_word(t->lane, PV_TX_ACTIVE, t->tx.chunk, t->tx.end);
+	write_entry(t, where, value, data, bytes, false);
 	return 0;
 }
 
@@ -117,7 +157,7 @@ static const uint8_t *chunk_at(const struct pv_store *s, const struct lane_rec *
 	if (chunk >= PV_TX_CHUNKS)
 		return NULL;
 	c = &lane->chunks[chunk];
-	if (used > c->bytes || c->off % 8 || !pvi_heap_range_ok(s, c->off, c->bytes))
+	if (used > c->bytes || c->off % 8 || !pvi_store_range_ok(s, c->off, c->bytes))
 		return NULL;
 	return (const uint8_t *) s->base + c->off;
 }
@@ -181,25 +221,28 @@ static void put_back(struct pv_store *s, struct lane_rec *lane)
 
 /* ---- ending ---- */
 
-static void give_back_chunks(struct pv_store *s, struct pvi_thread *t)
+/* Chunks behind this one may be used by others. */
+static void give_back_chunks(struct pv_store *s, struct pvi_thread *t, uint32_t chunk)
 {
-	for (; t->tx.chunk > 0; t->tx.chunk--)
+	for (; t->tx.chunk > chunk; t->tx.chunk--)
 		pv_cancel(s, (uint8_t *) s->base + t->lane->chunks[t->tx.chunk].off);
+	t->tx.log = chunk ? (uint8_t *) s->base + t->lane->chunks[chunk].off : t->lane->log;
+	t->tx.chunk_max = chunk ? t->lane->chunks[chunk].bytes : PV_TX_LOG_BYTES;
 }
 
-static void rewind_log(struct pvi_thread *t)
+void pvi_tx_init(struct pvi_thread *t)
 {
-	t->tx.end = 0;
-	t->tx.chunk_max = PV_TX_LOG_BYTES;
 	t->tx.log = t->lane->log;
+	t->tx.chunk_max = PV_TX_LOG_BYTES;
 }
 
-/* The log is void from here on, then its chunks may be used by others. */
+/* The log is void from here on, and the next transaction's begins where this one's did. */
 static void end_tx(struct pv_store *s, struct pvi_thread *t)
 {
 	set_word(t->lane, PV_TX_NONE, 0, 0);
-	if (pvi_unlikely(t->tx.chunk > 0))
-		give_back_chunks(s, t);
+	t->tx.end = 0;
+	if (t->tx.chunk > 0)
+		give_back_chunks(s, t, 0);
 	t->tx.nactions = 0;
 }
 
@@ -237,19 +280,30 @@ static inline int current(struct pv_store *s, struct pvi_thread **t)
 	return 0;
 }
 
-int pv_tx_begin(struct pv_store *s)
+static __attribute__((noinline)) int begin_other(struct pv_store *s)
 {
 	struct pvi_thread *t;
 	int err = pvi_thread_get(s, &t);
 
-	if (pvi_unlikely(err))
-		return err;
-	if (t->tx.depth++ == 0)
-		rewind_log(t);
+	if (!err)
+		t->tx.depth++;
+	return err;
+}
+
+/* Here, in pv_tx_add() and in pv_tx_commit() the common case calls nothing that returns, so that no register has
+ * to be saved. That was half of a transaction's stores, and while it waits for the object the processor begins the
+ * next only as long as it has room for stores and instructions. (tx-64: 22 -> 15 ns with 50,000 objects.) */
+int pv_tx_begin(struct pv_store *s)
+{
+	struct pvi_thread *t = pvi_tls_last;
+
+	if (pvi_unlikely(pvi_load(&t->store) != s))
+		return begin_other(s);
+	t->tx.depth++;
 	return 0;
 }
 
-int pv_tx_add(struct pv_store *s, void *p, size_t bytes)
+static __attribute__((noinline)) int add_other(struct pv_store *s, void *p, size_t bytes)
 {
 	uint64_t off = (uint64_t) ((uintptr_t) p - s->base);
 	struct pvi_thread *t;
@@ -257,13 +311,26 @@ int pv_tx_add(struct pv_store *s, void *p, size_t bytes)
 
 	if (pvi_unlikely(err))
 		return err;
-	if (pvi_unlikely(!bytes || !pvi_heap_range_ok(s, off, bytes))) {
+	if (pvi_unlikely(!bytes || !pvi_store_range_ok(s, off, bytes))) {
 		err = pvi_seal_refuse(s, p);
 		return pvi_misuse(err ? err
 				      : pvi_fail(-EINVAL, "%zu bytes at %p are not within objects of "
 							  "this store", bytes, p));
 	}
 	return append(s, t, pvi_lane_where(PV_DO_UNDO, off), bytes, p, bytes);
+}
+
+int pv_tx_add(struct pv_store *s, void *p, size_t bytes)
+{
+	uint64_t off = (uint64_t) ((uintptr_t) p - s->base);
+	struct pvi_thread *t = pvi_tls_last;
+
+	if (pvi_unlikely(pvi_load(&t->store) != s || !t->tx.depth || t->tx.aborted ||
+			 bytes - COPY_MIN > COPY_MAX - COPY_MIN || !pvi_store_range_ok(s, off, bytes) ||
+			 t->tx.chunk_max - t->tx.end < entry_bytes(bytes)))
+		return add_other(s, p, bytes);
+	write_entry(t, pvi_lane_where(PV_DO_UNDO, off), bytes, p, bytes, true);
+	return 0;
 }
 
 static int remember(struct pvi_thread *t, struct pv_action a)
@@ -344,11 +411,8 @@ static void cut_log(struct pv_store *s, struct pvi_thread *t, uint32_t chunk, ui
 	pvi_barrier();
 	__atomic_store_n(&t->lane->tx, word, __ATOMIC_RELAXED);
 	pvi_barrier();
-	for (; t->tx.chunk > chunk; t->tx.chunk--)
-		pv_cancel(s, (uint8_t *) s->base + t->lane->chunks[t->tx.chunk].off);
 	t->tx.end = end;
-	t->tx.log = chunk ? (uint8_t *) s->base + t->lane->chunks[chunk].off : t->lane->log;
-	t->tx.chunk_max = chunk ? t->lane->chunks[chunk].bytes : PV_TX_LOG_BYTES;
+	give_back_chunks(s, t, chunk);
 }
 
 /* Log what the commit does to objects; nothing is done yet. */
@@ -410,7 +474,7 @@ static void unwind(struct pvi_thread *t)
 		t->tx.aborted = false;
 }
 
-int pv_tx_commit(struct pv_store *s)
+static __attribute__((noinline)) int commit_other(struct pv_store *s)
 {
 	struct pvi_thread *t;
 	int err = current(s, &t);
@@ -431,6 +495,19 @@ int pv_tx_commit(struct pv_store *s)
 	} else {
 		end_tx(s, t);
 	}
+	t->tx.depth = 0;
+	return 0;
+}
+
+int pv_tx_commit(struct pv_store *s)
+{
+	struct pvi_thread *t = pvi_tls_last;
+
+	if (pvi_unlikely(pvi_load(&t->store) != s || t->tx.depth != 1 || t->tx.aborted ||
+			 t->tx.nactions || t->tx.chunk))
+		return commit_other(s);
+	set_word(t->lane, PV_TX_NONE, 0, 0);
+	t->tx.end = 0;
 	t->tx.depth = 0;
 	return 0;
 }
@@ -476,7 +553,7 @@ static bool tx_sound(const struct pv_store *s, const struct lane_rec *lane)
 		return false;
 	while ((got = previous(&c, &e)) > 0) {
 		a = (struct action_rec){e->where, e->value};
-		if (is_undo(e) ? !pvi_heap_range_ok(s, e->where & PV_DO_OFF_MASK, e->value)
+		if (is_undo(e) ? !pvi_store_range_ok(s, e->where & PV_DO_OFF_MASK, e->value)
 			       : !pvi_lane_action_sound(s, &a))
 			return false;
 	}

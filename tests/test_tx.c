@@ -7,6 +7,7 @@
 
 #include <preserve/tx.h>
 
+#include "internal.h"
 #include "support.h"
 
 #define CELLS 512
@@ -184,6 +185,92 @@ static void log_grows(void **state)
 	assert_ok(pv_close(s));
 }
 
+#define LENGTHS 130u
+
+/* Are the bytes those of `was` in the range, and ones outside of it? */
+static bool only_range_back(const uint8_t *p, const uint8_t *was, size_t from, size_t bytes)
+{
+	for (size_t i = 0; i < 2 * LENGTHS; i++)
+		if (p[i] != (i - from < bytes ? was[i] : 0xff))
+			return false;
+	return true;
+}
+
+/* Short ranges are copied otherwise than long ones, and go on otherwise when the log is full. */
+static void ranges_of_every_length(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	pv_type_t type = store_bytes_type(s, "bytes");
+	struct table *t = table_of(s);
+	uint8_t was[2 * LENGTHS], *p;
+
+	assert_ok(pv_alloc(s, type, sizeof(was), &t->objects[0]));
+	p = t->objects[0];
+	pattern_fill(was, sizeof(was), 1);
+	for (size_t bytes = 1; bytes <= LENGTHS; bytes++) {
+		for (size_t from = 0; from <= 8; from++) {
+			memcpy(p, was, sizeof(was));
+			assert_ok(pv_tx_begin(s));
+			assert_ok(pv_tx_add(s, p + from, bytes));
+			memset(p, 0xff, sizeof(was));
+			assert_ok(pv_tx_abort(s));
+			assert_true(only_range_back(p, was, from, bytes));
+		}
+	}
+	/* All in one, of a log that grows; after it, one that begins at the beginning. */
+	for (int crash = 0; crash < 2; crash++) {
+		memcpy(p, was, sizeof(was));
+		assert_ok(pv_tx_begin(s));
+		for (size_t bytes = 1; bytes <= LENGTHS; bytes++) {
+			assert_ok(pv_tx_add(s, p + bytes, bytes));
+			memset(p + bytes, 0xff, bytes);
+		}
+		if (crash) {
+			keeper_crash(k, &s);
+			s = store_attach(k, NULL);
+			p = table_of(s)->objects[0];
+		} else {
+			assert_ok(pv_tx_abort(s));
+		}
+		assert_memory_equal(p, was, sizeof(was));
+		assert_ok(pv_tx_begin(s));
+		assert_ok(pv_tx_add(s, p, LENGTHS));
+		for (size_t from = LENGTHS; from + 24 <= sizeof(was); from += 24)
+			assert_ok(pv_tx_add(s, p + from, 24));
+		assert_ok(pv_tx_commit(s));
+		assert_ok(pv_tx_begin(s));
+		assert_ok(pv_tx_add(s, p, 48));
+		memset(p, 0, 48);
+		assert_ok(pv_tx_abort(s));
+		assert_memory_equal(p, was, sizeof(was));
+	}
+	store_sound(s);
+	assert_ok(pv_close(s));
+}
+
+/* A short range must lie in objects as a long one must. */
+static void ends_of_a_segment(void **state)
+{
+	struct keeper *k = *state;
+	struct pv_store *s = store_create(k, NULL);
+	const struct pvi_segment *seg = &s->segments[0];
+	uint8_t *first = seg->addr + ((uint64_t) seg->first_page << s->page_shift);
+	uint8_t *end = seg->addr + ((uint64_t) seg->npages << s->page_shift);
+
+	assert_ok(pv_tx_begin(s));
+	for (size_t bytes = 8; bytes <= 72; bytes += 8) {
+		assert_fails(pv_tx_add(s, first - 8, bytes), -EINVAL, "not within");
+		assert_fails(pv_tx_add(s, end - bytes + 8, bytes), -EINVAL, "not within");
+		assert_fails(pv_tx_add(s, end, bytes), -EINVAL, "not within");
+		assert_fails(pv_tx_add(s, (void *) (s->base - bytes), bytes), -EINVAL, "not within");
+		assert_fails(pv_tx_add(s, (void *) (s->base + s->window_bytes), bytes), -EINVAL, "not within");
+		assert_ok(pv_tx_add(s, first, bytes));
+	}
+	assert_ok(pv_tx_abort(s));
+	assert_ok(pv_close(s));
+}
+
 /* Its slot may not be handed out before the log is void: an abort would write into the next owner. */
 static void dropped_object_stays_out_of_reach(void **state)
 {
@@ -347,6 +434,8 @@ int main(void)
 		with_keeper(objects_follow_the_commit),
 		with_keeper(nested_levels_are_flattened),
 		with_keeper(log_grows),
+		with_keeper(ranges_of_every_length),
+		with_keeper(ends_of_a_segment),
 		with_keeper(dropped_object_stays_out_of_reach),
 		with_keeper(refused_commit_can_be_aborted),
 		with_keeper(refused),
