@@ -151,6 +151,16 @@ static void nested_levels_are_flattened(void **state)
 	assert_ok(pv_close(s));
 }
 
+static void give_up(struct keeper *k, struct pv_store **s, bool crash)
+{
+	if (crash) {
+		keeper_crash(k, s);
+		*s = store_attach(k, NULL);
+	} else {
+		assert_ok(pv_tx_abort(*s));
+	}
+}
+
 static void log_grows(void **state)
 {
 	struct keeper *k = *state;
@@ -172,13 +182,8 @@ static void log_grows(void **state)
 			assert_ok(pv_tx_add(s, p + i, 100));
 			memset(p + i, 0, 100);
 		}
-		if (crash) {
-			keeper_crash(k, &s);
-			s = store_attach(k, NULL);
-			p = table_of(s)->objects[0];
-		} else {
-			assert_ok(pv_tx_abort(s));
-		}
+		give_up(k, &s, crash);
+		p = table_of(s)->objects[0];
 		assert_true(pattern_holds(p, bytes, 1));
 		assert_true(store_sound(s).free_pages >= free_pages);
 	}
@@ -226,13 +231,8 @@ static void ranges_of_every_length(void **state)
 			assert_ok(pv_tx_add(s, p + bytes, bytes));
 			memset(p + bytes, 0xff, bytes);
 		}
-		if (crash) {
-			keeper_crash(k, &s);
-			s = store_attach(k, NULL);
-			p = table_of(s)->objects[0];
-		} else {
-			assert_ok(pv_tx_abort(s));
-		}
+		give_up(k, &s, crash);
+		p = table_of(s)->objects[0];
 		assert_memory_equal(p, was, sizeof(was));
 		assert_ok(pv_tx_begin(s));
 		assert_ok(pv_tx_add(s, p, LENGTHS));
