@@ -514,7 +514,7 @@ uint64_t pvi_tx_recover(struct pv_store *s);
 /** Does a transaction that is being committed change the page map entry of the page at this offset? */
 bool pvi_tx_covers(const struct pv_store *s, uint64_t off);
 /** A thread that has just got its lane is in no transaction. */
-void pvi_tx_init(struct pvi_thread *t);
+void pvi_tx_init(struct pv_store *s, struct pvi_thread *t);
 /** The thread ends: abort what it left open. */
 void pvi_tx_leave(struct pv_store *s, struct pvi_thread *t);
 

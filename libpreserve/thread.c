@@ -201,7 +201,7 @@ int pvi_thread_make(struct pv_store *s, struct pvi_thread **out)
 	t->last = &t->none;
 	t->store = s;
 	t->lane = &s->lanes[t->lane_number];
-	pvi_tx_init(t);
+	pvi_tx_init(s, t);
 	t->next = s->threads;
 	s->threads = t;
 	pthread_mutex_unlock(&s->heap_lock);

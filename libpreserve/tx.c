@@ -221,8 +221,8 @@ static void put_back(struct pv_store *s, struct lane_rec *lane)
 
 /* ---- ending ---- */
 
-/* Chunks behind this one may be used by others. */
-static void give_back_chunks(struct pv_store *s, struct pvi_thread *t, uint32_t chunk)
+/* What is logged next goes into this chunk; those behind it may be used by others. */
+static void go_back_to_chunk(struct pv_store *s, struct pvi_thread *t, uint32_t chunk)
 {
 	for (; t->tx.chunk > chunk; t->tx.chunk--)
 		pv_cancel(s, (uint8_t *) s->base + t->lane->chunks[t->tx.chunk].off);
@@ -230,10 +230,9 @@ static void give_back_chunks(struct pv_store *s, struct pvi_thread *t, uint32_t 
 	t->tx.chunk_max = chunk ? t->lane->chunks[chunk].bytes : PV_TX_LOG_BYTES;
 }
 
-void pvi_tx_init(struct pvi_thread *t)
+void pvi_tx_init(struct pv_store *s, struct pvi_thread *t)
 {
-	t->tx.log = t->lane->log;
-	t->tx.chunk_max = PV_TX_LOG_BYTES;
+	go_back_to_chunk(s, t, 0);
 }
 
 /* The log is void from here on, and the next transaction's begins where this one's did. */
@@ -242,7 +241,7 @@ static void end_tx(struct pv_store *s, struct pvi_thread *t)
 	set_word(t->lane, PV_TX_NONE, 0, 0);
 	t->tx.end = 0;
 	if (t->tx.chunk > 0)
-		give_back_chunks(s, t, 0);
+		go_back_to_chunk(s, t, 0);
 	t->tx.nactions = 0;
 }
 
@@ -412,7 +411,7 @@ static void cut_log(struct pv_store *s, struct pvi_thread *t, uint32_t chunk, ui
 	__atomic_store_n(&t->lane->tx, word, __ATOMIC_RELAXED);
 	pvi_barrier();
 	t->tx.end = end;
-	give_back_chunks(s, t, chunk);
+	go_back_to_chunk(s, t, chunk);
 }
 
 /* Log what the commit does to objects; nothing is done yet. */
